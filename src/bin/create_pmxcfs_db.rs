@@ -1,0 +1,4 @@
+//! `create_pmxcfs_db <dir> <file.db>`.
+#![forbid(unsafe_code)]
+
+fn main() {}

@@ -1,0 +1,28 @@
+//! The libqb shared-memory service `pve2`: [`server`] is the transport, [`service`] what it answers.
+
+/// Who sent a request. Fixed for the life of the connection (ipc-transport.md 5).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Client {
+    pub pid: i32,
+    pub uid: u32,
+    pub gid: u32,
+    /// Connected by group www-data: may not change anything and not read private files.
+    pub read_only: bool,
+}
+
+/// What the service says to a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answer {
+    /// 0 or -errno; the payload stands in the buffer (ignored unless the value is 0).
+    Reply(i32),
+    /// Not yet: ask again with the same request when the server is woken, or when the bounded
+    /// wait of the server is over (`last` is then true and the answer must be a reply).
+    Later,
+}
+
+/// Answers requests. Called from the one IPC thread; must not block.
+pub trait Service: Send {
+    /// `message` is a private copy of the whole request, header included, at least 16 bytes.
+    /// The payload of the answer is appended to `out`, which is empty.
+    fn handle(&mut self, client: &Client, message: &[u8], last: bool, out: &mut Vec<u8>) -> Answer;
+}

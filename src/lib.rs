@@ -1,0 +1,21 @@
+//! `pmxcfs` keeps one small tree of configuration files identical on every node of a Proxmox VE
+//! cluster: in memory, in SQLite and under `/etc/pve`.
+//!
+//! The modules stand in the order in which data flows (`docs/architecture.md`):
+//!
+//! * [`memdb`] – the tree: operations, paths and their classes, VMID rule, locks, digests. Pure.
+//! * [`store`] – `config.db`: schema, load, group commit, repair of what an ordinary client can break.
+//! * [`replica`] – the one door through which every change passes, local mode's implementation.
+//! * [`status`] – members, file versions, guest list, cluster log, guest properties, tokens.
+//! * [`ipc`] – the libqb shared-memory transport and, apart from it, the operations.
+//! * [`fs`] – the FUSE view: inodes, links, dot files, permissions, cache rules.
+//! * [`daemon`] – start and stop order, lock, pid file, restart flag, signals, logging.
+#![deny(unsafe_code)]
+
+pub mod daemon;
+pub mod fs;
+pub mod ipc;
+pub mod memdb;
+pub mod replica;
+pub mod status;
+pub mod store;

@@ -1,0 +1,4 @@
+//! `pmxcfs`: arguments, then [`pmxcfs::daemon`].
+#![forbid(unsafe_code)]
+
+fn main() {}

@@ -1,0 +1,27 @@
+//! The in-memory tree behind `/etc/pve` and every rule about it (spec: `docs/protocol/database.md`).
+//!
+//! Pure: no I/O, no clock, no thread. Time, writer and randomness come in as arguments.
+#![forbid(unsafe_code)]
+
+pub mod change;
+pub mod entry;
+pub mod error;
+pub mod op;
+pub mod path;
+pub mod tree;
+
+pub use change::{Change, Effects, GuestEvent, RemovedEntry, RootRow, Row};
+pub use entry::{Entry, Inode, Kind, ROOT_INODE};
+pub use error::Error;
+pub use op::{Op, Stamp};
+pub use tree::Tree;
+pub use path::{GuestPath, GuestType, TreePath};
+
+/// Largest file in bytes (database.md section 8).
+pub const MAX_FILE_SIZE: u64 = 1 << 20;
+/// Size the filesystem reports by statfs; not enforced (database.md section 8).
+pub const MAX_TOTAL_SIZE: u64 = 128 << 20;
+/// Entries the filesystem reports by statfs; not enforced (database.md section 8).
+pub const MAX_ENTRIES: u64 = 256 << 10;
+/// A lock older than this many seconds may be taken away (database.md section 11).
+pub const LOCK_TIMEOUT_SECS: u32 = 120;
