@@ -14,8 +14,8 @@ pub use change::{Change, Effects, GuestEvent, RemovedEntry, RootRow, Row};
 pub use entry::{Entry, Inode, Kind, ROOT_INODE};
 pub use error::Error;
 pub use op::{Op, Stamp};
-pub use tree::Tree;
 pub use path::{GuestPath, GuestType, TreePath};
+pub use tree::Tree;
 
 /// Largest file in bytes (database.md section 8).
 pub const MAX_FILE_SIZE: u64 = 1 << 20;

@@ -38,7 +38,11 @@ impl Tree {
                 name: Arc::from(&b""[..]),
                 kind: Kind::Dir(BTreeMap::new()),
             },
-            root: RootRow { version: 0, writer: 0, mtime: 0 },
+            root: RootRow {
+                version: 0,
+                writer: 0,
+                mtime: 0,
+            },
         }
     }
 
@@ -64,7 +68,11 @@ impl Tree {
 
     /// Entry by inode; [`ROOT_INODE`] gives the root directory.
     pub fn get(&self, inode: Inode) -> Option<&Entry> {
-        if inode == ROOT_INODE { Some(&self.top) } else { self.entries.get(&inode) }
+        if inode == ROOT_INODE {
+            Some(&self.top)
+        } else {
+            self.entries.get(&inode)
+        }
     }
 
     /// Inode of `name` in directory `dir`.
@@ -74,7 +82,8 @@ impl Tree {
 
     /// Inode of a path.
     pub fn lookup(&self, path: &TreePath) -> Option<Inode> {
-        path.components().try_fold(ROOT_INODE, |dir, name| self.child(dir, name))
+        path.components()
+            .try_fold(ROOT_INODE, |dir, name| self.child(dir, name))
     }
 
     /// Content of the regular file at `path`.
