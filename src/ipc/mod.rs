@@ -1,6 +1,5 @@
 //! The libqb shared-memory service `pve2`: [`server`] is the transport, [`service`] what it answers.
 
-<<<<<<< HEAD
 mod cleanup;
 mod connection;
 mod greeting;
@@ -10,10 +9,8 @@ mod peers;
 mod reactor;
 pub mod ring;
 pub mod server;
-=======
 pub mod message;
 pub mod service;
->>>>>>> status
 
 /// Who sent a request. Fixed for the life of the connection (ipc-transport.md 5).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
