@@ -43,7 +43,11 @@ pub struct RemovedEntry {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum GuestEvent {
     /// Guest registered (again): its version grows.
-    Set { vmid: u32, node: Arc<str>, kind: GuestType },
+    Set {
+        vmid: u32,
+        node: Arc<str>,
+        kind: GuestType,
+    },
     /// Guest gone.
     Remove { vmid: u32 },
 }
