@@ -1,0 +1,9 @@
+//! The recorded answers of the C daemon (`compat-tests/golden/{status,ipc}`) against the status
+//! services and the IPC operations, without any transport.
+
+mod cluster;
+mod clusterlog;
+mod harness;
+mod ipc;
+mod local;
+mod properties;
