@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use super::super::commit;
 use super::*;
 
 #[test]
@@ -204,29 +205,44 @@ fn the_log_is_moved_into_the_database() {
     assert_eq!(loaded.tree.index(), lab.tree.index());
 }
 
-/// Not a limit, a number to look at: one committed change of two rows, and the thread hop.
+/// Not a limit, a number to look at: one committed change of two rows, with and without the thread.
 #[test]
 fn prints_the_time_of_a_change() {
+    let rounds = 2000;
+    let op = |i: usize| {
+        let data = vec![i as u8; 1024];
+        Op::Write {
+            path: p("file"),
+            offset: 0,
+            data,
+            truncate: false,
+        }
+    };
     let mut lab = Lab::new();
     lab.put("file", &[7; 1024]);
-    let rounds = 2000;
-    let mut times: Vec<Duration> = (0..rounds)
-        .map(|i| {
-            let data = vec![i as u8; 1024];
-            let op = Op::Write {
-                path: p("file"),
-                offset: 0,
-                data,
-                truncate: false,
-            };
-            let start = Instant::now();
-            lab.run(op);
-            start.elapsed()
-        })
-        .collect();
+    let mut times = Vec::new();
+    for i in 0..rounds {
+        let start = Instant::now();
+        lab.run(op(i));
+        times.push(start.elapsed());
+    }
+    print_times("overwrite of 1 KiB, thread", times);
+
+    assert!(lab.store.shutdown(Duration::from_secs(5)));
+    let (store, mut loaded) = Store::open(&lab.path(), 1).unwrap();
+    let mut writer = commit::Writer::new(&store.conn).unwrap();
+    let mut times = Vec::new();
+    for i in 0..rounds {
+        let change = loaded.tree.apply_local(&op(i), 1).unwrap();
+        let start = Instant::now();
+        writer.commit([change].iter()).unwrap();
+        times.push(start.elapsed());
+    }
+    print_times("overwrite of 1 KiB, transaction only", times);
+}
+
+fn print_times(what: &str, mut times: Vec<Duration>) {
     times.sort();
-    println!(
-        "store: overwrite of 1 KiB, median {:?}, 99 % {:?}",
-        times[1000], times[1980]
-    );
+    let (median, high) = (times[times.len() / 2], times[times.len() * 99 / 100]);
+    println!("store: {what}: median {median:?}, 99 % {high:?}");
 }
