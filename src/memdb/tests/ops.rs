@@ -250,7 +250,7 @@ fn guests_follow_their_files() {
             .unwrap()
             .effects
             .guests,
-        [gone.clone()]
+        std::slice::from_ref(&gone)
     );
     assert_eq!(node(&tree), None);
     local(&mut tree, rename("tmp", a), 1).unwrap();
