@@ -1,7 +1,7 @@
 //! Tests of the tree.
 
 mod digest;
-mod model;
+pub(crate) mod model;
 mod odd;
 mod ops;
 

@@ -372,3 +372,27 @@ fn the_version_never_wraps_and_no_row_is_taken_over() {
     assert_eq!(tree.len(), 2);
     assert!(tree.lookup(&p("g")).is_none());
 }
+
+#[test]
+fn the_first_start_imports_a_file_as_the_reference_does() {
+    let mut tree = tree_with(&[]);
+    let changes = tree.import(&p("corosync.conf"), b"totem", 99).unwrap();
+    assert_eq!(
+        changes[1].root,
+        RootRow {
+            version: 3,
+            writer: 0,
+            mtime: 99
+        }
+    );
+    assert_eq!((changes[0].inode, changes[1].inode, tree.len()), (2, 2, 2));
+    assert_eq!(tree.read(&p("corosync.conf")).unwrap()[..], *b"totem");
+    assert_eq!(
+        tree.import(&p("corosync.conf"), b"", 99),
+        Err(Error::Exists)
+    );
+    assert_eq!(
+        tree.import(&p("big"), &vec![0; (1 << 20) + 1], 99),
+        Err(Error::TooBig)
+    );
+}

@@ -3,8 +3,12 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use proptest::collection::vec;
+use proptest::prelude::*;
+
 use super::super::commit;
 use super::*;
+use crate::memdb::tests::model::{DIRS, any_op};
 
 #[test]
 fn acknowledged_changes_are_there_after_a_crash() {
@@ -160,6 +164,30 @@ fn shutdown_is_bounded() {
     foreign.execute_batch("ROLLBACK").unwrap();
     assert!(lab.store.shutdown(Duration::from_secs(10)));
     assert_eq!(result.recv().unwrap(), Ok(()));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 40, failure_persistence: None, ..Default::default() })]
+
+    /// However the changes are grouped, the database is the tree.
+    #[test]
+    fn any_grouping_stores_the_tree(batches in vec(vec(any_op(), 1..40), 1..6)) {
+        let dir = tempfile::tempdir().unwrap();
+        let db = dir.path().join("config.db");
+        let (store, Loaded { mut tree, .. }) = Store::open(&db, 1).unwrap();
+        let setup = DIRS.iter().map(|path| Op::Mkdir { path: p(path) }).collect();
+        for batch in std::iter::once(setup).chain(batches) {
+            let changes: Vec<Change> =
+                batch.iter().filter_map(|op| tree.apply_local(op, 7).ok()).collect();
+            store.commit(&changes).unwrap();
+        }
+        store.close().unwrap();
+        let rows: Vec<_> = raw_rows(&db).iter().map(|row| row[0].clone()).collect();
+        prop_assert_eq!(rows.len(), tree.len());
+        let (_store, again) = Store::open(&db, 2).unwrap();
+        prop_assert_eq!(again.tree.index(), tree.index());
+        prop_assert!(again.tree.guests().eq(tree.guests()));
+    }
 }
 
 /// The C daemon loses everything after this (database.md 2): a foreign process that reads the
