@@ -2,6 +2,8 @@
 //! echoes. Servers run in processes of their own (this executable, see `echo_server_process`), so
 //! that their files can be counted and their death is noticed. Needs root, cc and libqb.
 
+#![allow(clippy::unwrap_used)] // helpers of tests are tests
+
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -357,13 +359,15 @@ fn sigbus_process() {
 fn sigbus_elsewhere_stays_fatal() {
     use std::os::unix::process::ExitStatusExt;
     for kind in ["fault", "sent"] {
-        let status = Command::new(std::env::current_exe().unwrap())
+        let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "sigbus_process", "--nocapture"])
             .env(FATAL, kind)
             .stdout(Stdio::null())
             .stderr(Stdio::null())
-            .status()
+            .spawn()
             .unwrap();
-        assert_eq!(status.signal(), Some(libc::SIGBUS), "{kind}");
+        assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGBUS), "{kind}");
+        // Takes away what the dead process left.
+        drop(Server::bind(&format!("t{}-fatal", child.id()), www_data().1).unwrap());
     }
 }
