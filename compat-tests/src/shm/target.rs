@@ -21,7 +21,7 @@ pub const ROOT: Identity = (0, 0);
 pub const NOBODY: Identity = (65534, 65534);
 
 /// Longest time any well-behaved client may have to wait while another one is hostile.
-const PATIENCE: Duration = Duration::from_secs(3);
+pub const PATIENCE: Duration = Duration::from_secs(3);
 
 /// uid and gid of www-data on this machine.
 pub fn www_data() -> Identity {
