@@ -1,1 +1,4 @@
 //! Harness of the black-box tests.
+#![forbid(unsafe_code)]
+
+pub mod shm;
