@@ -36,7 +36,11 @@ pub struct Notifier {
 
 impl Notifier {
     pub(super) fn new(kernel: Arc<dyn Kernel>, inodes: Arc<Inodes>, tree: SharedTree) -> Self {
-        Notifier { kernel, inodes, tree }
+        Notifier {
+            kernel,
+            inodes,
+            tree,
+        }
     }
 
     /// Quorum came or went: every mode has changed. To be called after `Replica::quorate` answers
@@ -65,10 +69,18 @@ impl Notifier {
         let tree = self.tree.read();
         let inodes = self.inodes.lock();
         let is_dir = |ino: &Ino| {
-            let entry = inodes.numbers.to_tree(*ino).and_then(|inode| tree.get(inode));
+            let entry = inodes
+                .numbers
+                .tree_number(*ino)
+                .and_then(|inode| tree.get(inode));
             entry.is_some_and(|entry| entry.is_dir())
         };
-        known.iter().copied().filter(is_dir).chain([ROOT_INO]).collect()
+        known
+            .iter()
+            .copied()
+            .filter(is_dir)
+            .chain([ROOT_INO])
+            .collect()
     }
 
     /// A change that did not come through this mount: the kernel forgets what it changed. When
@@ -77,12 +89,13 @@ impl Notifier {
         let renamed = changes_names(change);
         for (dir, name) in self.names(change) {
             // Waits for look-ups that were answered before the change, in any case.
-            self.kernel.inval_entry(dir, if renamed { &name } else { NEVER });
+            self.kernel
+                .inval_entry(dir, if renamed { &name } else { NEVER });
             if renamed {
                 self.kernel.inval_content(dir);
             }
         }
-        let ino = self.inodes.lock().numbers.known_to_kernel(change.inode);
+        let ino = self.inodes.lock().numbers.known_number(change.inode);
         if let Some(ino) = ino {
             self.kernel.inval_content(ino);
         }
@@ -99,14 +112,15 @@ impl Notifier {
             change.put.is_none() && removed.path.is_below_lock_dir()
         });
         for (dir, name) in self.names(change) {
-            self.kernel.inval_entry(dir, if unlocked { &name } else { NEVER });
+            self.kernel
+                .inval_entry(dir, if unlocked { &name } else { NEVER });
         }
     }
 
     /// Returns when the operations on names in directory `dir` that have been answered are visible
     /// to everybody on this node. Waits for those that are still under way, too.
     pub fn barrier(&self, dir: Inode) {
-        if let Some(dir) = self.inodes.lock().numbers.known_to_kernel(dir) {
+        if let Some(dir) = self.inodes.lock().numbers.known_number(dir) {
             self.kernel.inval_entry(dir, NEVER);
         }
     }
@@ -118,11 +132,11 @@ impl Notifier {
         let by_path = |path: &TreePath| {
             let (dir, name) = path.split_last()?;
             let dir = tree.lookup(&TreePath::new(dir))?;
-            Some((inodes.numbers.known_to_kernel(dir)?, Arc::from(name)))
+            Some((inodes.numbers.known_number(dir)?, Arc::from(name)))
         };
         let mut names = Vec::new();
         if let Some(row) = change.put.as_ref().filter(|row| row.inode != ROOT_INODE) {
-            let dir = inodes.numbers.known_to_kernel(row.parent);
+            let dir = inodes.numbers.known_number(row.parent);
             names.extend(dir.map(|dir| (dir, Arc::clone(&row.name))));
         }
         let removed = change.removed.as_ref().map(|removed| &removed.path);
@@ -138,6 +152,9 @@ impl Notifier {
 /// False for changes of content and times only.
 fn changes_names(change: &Change) -> bool {
     // A new entry has the version as its inode; only a rename touches two paths.
-    let created = change.put.as_ref().is_some_and(|row| row.inode == row.version);
+    let created = change
+        .put
+        .as_ref()
+        .is_some_and(|row| row.inode == row.version);
     created || change.removed.is_some() || change.effects.touched.len() > 1
 }
