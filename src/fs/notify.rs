@@ -86,7 +86,7 @@ impl Notifier {
     /// A change that did not come through this mount: the kernel forgets what it changed. When
     /// this returns, every new open, stat or listing sees the change.
     pub fn invalidate(&self, change: &Change) {
-        let renamed = changes_names(change);
+        let renamed = change.changes_names();
         for (dir, name) in self.names(change) {
             // Waits for look-ups that were answered before the change, in any case.
             self.kernel
@@ -104,7 +104,7 @@ impl Notifier {
     /// A change that came through this mount: returns when the process that made it has brought
     /// its name into the kernel's caches, which happens after the answer.
     pub fn settle(&self, change: &Change) {
-        if !changes_names(change) {
+        if !change.changes_names() {
             return;
         }
         let unlocked = change.removed.as_ref().is_some_and(|removed| {
@@ -149,12 +149,8 @@ impl Notifier {
     }
 }
 
-/// False for changes of content and times only.
-fn changes_names(change: &Change) -> bool {
-    // A new entry has the version as its inode; only a rename touches two paths.
-    let created = change
-        .put
-        .as_ref()
-        .is_some_and(|row| row.inode == row.version);
-    created || change.removed.is_some() || change.effects.touched.len() > 1
+impl crate::replica::Barrier for Notifier {
+    fn settle(&self, change: &Change) {
+        Notifier::settle(self, change);
+    }
 }
