@@ -133,10 +133,12 @@ pub fn config_path(vmid: u32, guest: &memdb::Guest) -> TreePath {
 }
 
 /// What one guest contributed to an answer.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Part {
     vmid: u32,
     inode: Inode,
+    /// Of the entry: a rename changes it, too.
+    version: u64,
     config: Arc<[u8]>,
     /// End of its text in the answer; it begins where that of the guest before ends.
     end: usize,
@@ -207,9 +209,8 @@ struct Build<'a> {
 
 /// A config as found in the tree.
 struct Found<'a> {
-    vmid: u32,
-    inode: Inode,
-    config: Arc<[u8]>,
+    /// Its end is not known yet.
+    part: Part,
     /// Text of the same config in the old answer.
     same: Option<&'a [u8]>,
 }
@@ -254,16 +255,16 @@ impl<'a> Build<'a> {
     fn find<'t>(&mut self, vmid: u32, guest: &'t Guest, dirs: &mut Dirs<'t>) -> Option<Found<'a>> {
         let old = self.old_part(vmid);
         let dir = dirs.dir(guest)?;
-        if let Some((old, text)) = old {
+        if let Some((old, same)) = old {
             let entry = dirs.tree.get(old.inode).filter(|entry| entry.parent == dir);
-            let data = entry.and_then(|entry| entry.data());
-            if data.is_some_and(|data| Arc::ptr_eq(data, &old.config)) {
-                let (inode, config) = (old.inode, Arc::clone(&old.config));
+            let entry = entry.filter(|entry| entry.version == old.version);
+            if entry
+                .and_then(|e| e.data())
+                .is_some_and(|data| Arc::ptr_eq(data, &old.config))
+            {
                 return Some(Found {
-                    vmid,
-                    inode,
-                    config,
-                    same: Some(text),
+                    part: old.clone(),
+                    same: Some(same),
                 });
             }
         }
@@ -272,13 +273,16 @@ impl<'a> Build<'a> {
         push_u64(&mut name, vmid.into());
         name.extend_from_slice(b".conf");
         let inode = dirs.tree.child(dir, &name)?;
-        let config = Arc::clone(dirs.tree.get(inode)?.data()?);
-        Some(Found {
+        let entry = dirs.tree.get(inode)?;
+        let config = Arc::clone(entry.data()?);
+        let part = Part {
             vmid,
             inode,
+            version: entry.version,
             config,
-            same: None,
-        })
+            end: 0,
+        };
+        Some(Found { part, same: None })
     }
 
     /// What the old answer has for a guest. To be asked in the order of VMIDs.
@@ -297,15 +301,7 @@ impl<'a> Build<'a> {
         None
     }
 
-    fn push(
-        &mut self,
-        Found {
-            vmid,
-            inode,
-            config,
-            same,
-        }: Found<'_>,
-    ) {
+    fn push(&mut self, Found { part, same }: Found<'_>) {
         let start = self.out.len();
         match same {
             // The first guest has no comma in front, a later one has.
@@ -316,15 +312,14 @@ impl<'a> Build<'a> {
                 }
                 self.out.extend_from_slice(text);
             }
-            None => self
-                .names
-                .push_guest(vmid, &config, start == HEAD.len(), &mut self.out),
+            None => {
+                self.names
+                    .push_guest(part.vmid, &part.config, start == HEAD.len(), &mut self.out)
+            }
         }
         self.parts.push(Part {
-            vmid,
-            inode,
-            config,
             end: self.out.len(),
+            ..part
         });
     }
 

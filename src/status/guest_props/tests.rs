@@ -111,6 +111,10 @@ proptest! {
         let config = [name.as_bytes(), b":", &value, b"\n", &config].concat();
         serde_json::from_slice::<serde_json::Value>(&names.answer_one(1, &config)).unwrap();
     }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1000))]
 
     /// Whatever happened to the tree, an answer made with the help of an old one is the same as one
     /// made from nothing.
