@@ -9,6 +9,7 @@
 //! * [`differences`] – the table of intended differences and the comparison against it.
 //! * [`dbfile`] – reading and making config.db without any code of the daemon.
 //! * [`index`] – the memdb index and overall checksum, written a second time from the specification.
+//! * [`model`] – the changes of the crash test.
 //! * [`report`] – the numbers measured.
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)]
@@ -19,6 +20,7 @@ pub mod dbfile;
 pub mod differences;
 pub mod index;
 pub mod lab;
+pub mod model;
 pub mod report;
 pub mod subject;
 
