@@ -43,7 +43,11 @@ pub struct RemovedEntry {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum GuestEvent {
     /// Guest registered (again): its version grows.
-    Set { vmid: u32, node: Arc<str>, kind: GuestType },
+    Set {
+        vmid: u32,
+        node: Arc<str>,
+        kind: GuestType,
+    },
     /// Guest gone.
     Remove { vmid: u32 },
 }
@@ -72,4 +76,16 @@ pub struct Change {
     pub inode: Inode,
     /// What to announce.
     pub effects: Effects,
+}
+
+impl Change {
+    /// False for a change of content and times only: no name was made, moved or removed.
+    pub fn changes_names(&self) -> bool {
+        // A new entry has the version as its inode; only a rename touches two paths.
+        let created = self
+            .put
+            .as_ref()
+            .is_some_and(|row| row.inode == row.version);
+        created || self.removed.is_some() || self.effects.touched.len() > 1
+    }
 }

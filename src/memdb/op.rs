@@ -12,7 +12,12 @@ pub enum Op {
     Mkdir { path: TreePath },
     /// Replace `data.len()` bytes at `offset`; a gap is zero-filled. With `truncate` the file ends
     /// behind the written range (`data` empty: truncate to `offset` bytes).
-    Write { path: TreePath, offset: u64, data: Vec<u8>, truncate: bool },
+    Write {
+        path: TreePath,
+        offset: u64,
+        data: Vec<u8>,
+        truncate: bool,
+    },
     /// Remove a file or an empty directory.
     Delete { path: TreePath },
     /// Move an entry; a file or empty directory that has the new name is replaced.

@@ -165,7 +165,11 @@ pub fn valid_node_name(name: &[u8]) -> Option<&str> {
         && name.iter().all(|b| b.is_ascii_alphanumeric() || *b == b'-')
         && name[0] != b'-'
         && name[name.len() - 1] != b'-';
-    if ok { std::str::from_utf8(name).ok() } else { None }
+    if ok {
+        std::str::from_utf8(name).ok()
+    } else {
+        None
+    }
 }
 
 /// VMID of a file name `[1-9][0-9]*\.conf` with a value of at most 4294967295.

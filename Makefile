@@ -1,0 +1,39 @@
+# README.md names two of these: `make run` and `make check`.
+CARGO ?= cargo
+RUN_DIR ?= $(CURDIR)/target/run
+PACKAGES = gcc libc6-dev make pkg-config libsqlite3-dev sqlite3 libqb-dev iproute2 python3 procps
+TEST_ARGS ?=
+
+.PHONY: run check bench fmt lint build deps root unit compat
+
+build: deps
+	$(CARGO) build --release --locked --workspace
+
+deps:
+	@sh packaging/install-deps $(PACKAGES)
+
+root:
+	@[ "$$(id -u)" = 0 ] || { echo "this needs root: mounting and ownership cannot be tried without (use sudo)" >&2; exit 1; }
+
+run: root build
+	@sh packaging/run-local target/release/pmxcfs "$(RUN_DIR)"
+
+check: root lint unit compat
+
+lint: deps
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+
+unit: deps
+	$(CARGO) test --locked --release --workspace --exclude compat-tests $(TEST_ARGS)
+
+compat: build
+	PMXCFS_UNDER_TEST=$${PMXCFS_UNDER_TEST:-$(CURDIR)/target/release/pmxcfs} \
+	$(CARGO) test --locked --release -p compat-tests $(TEST_ARGS) -- --nocapture --test-threads=1
+
+bench: root build
+	PMXCFS_UNDER_TEST=$${PMXCFS_UNDER_TEST:-$(CURDIR)/target/release/pmxcfs} \
+	$(CARGO) bench --locked -p compat-tests
+
+fmt:
+	$(CARGO) fmt --all
