@@ -172,6 +172,25 @@ impl Known {
         }
     }
 
+    /// The newest generation of `file`, if the kernel refers to it and its text is there.
+    pub fn newest(&self, file: DotFile) -> Option<Ino> {
+        let ino = self.current[file as usize]?;
+        (self.references(ino) > 0 && self.text(ino).is_some()).then_some(ino)
+    }
+
+    /// Gives a generation another text. Tells whether it is another one; `None` if the kernel has
+    /// forgotten the inode, else the kernel gets a reference.
+    pub fn renew(&mut self, ino: Ino, text: Arc<[u8]>) -> Option<bool> {
+        let generation = self.generations.get_mut(&ino)?;
+        let Text::Ready(have) = &mut generation.text else {
+            return None;
+        };
+        let differs = *have != text;
+        *have = text;
+        self.refer_ino(ino);
+        Some(differs)
+    }
+
     /// The dot file that an inode is a generation of.
     pub fn dot_file(&self, ino: Ino) -> Option<DotFile> {
         self.generations.get(&ino).map(|generation| generation.file)
@@ -306,6 +325,24 @@ mod tests {
         known.retire(first, Arc::from(&b"1\n"[..]));
         assert_ne!(known.generation(DotFile::Debug, off), first);
         assert_eq!(known.text(first).unwrap()[..], b"1\n"[..]);
+    }
+
+    #[test]
+    fn renewed_generation_keeps_its_inode() {
+        let mut known = Known::default();
+        let text = |s: &str| Arc::from(s.as_bytes());
+        assert_eq!(known.newest(DotFile::Version), None);
+        let ino = known.generation(DotFile::Version, text("1"));
+        assert_eq!(known.newest(DotFile::Version), Some(ino));
+        assert_eq!(known.renew(ino, text("1")), Some(false));
+        assert_eq!(known.renew(ino, text("2")), Some(true));
+        assert_eq!(known.references(ino), 3);
+        assert_eq!(known.generation(DotFile::Version, text("2")), ino);
+        known.forget(ino, 4);
+        assert_eq!(known.newest(DotFile::Version), None);
+        assert_eq!(known.renew(ino, text("3")), None);
+        known.awaited_generation(DotFile::Version);
+        assert_eq!(known.newest(DotFile::Version), None);
     }
 
     #[test]

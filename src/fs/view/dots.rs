@@ -1,8 +1,14 @@
 //! The computed files in the root: each text is an inode of its own, so whoever has one open keeps
 //! reading what was there when it was opened.
+//!
+//! With one exception. A name that gets another inode makes the kernel look it up again with the
+//! directory locked. While a change of a name in the root is under way the kernel holds that lock
+//! itself, possibly for long (a cluster that synchronises), and reading a dot file must not wait
+//! for it. So the inode that the kernel already has gets the new text then.
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
 
 use parking_lot::Mutex;
 
@@ -21,10 +27,41 @@ enum Slot {
 }
 
 impl Inner {
+    pub(super) fn lookup_dot(self: &Arc<Self>, file: DotFile, reply: Reply<Entry>) {
+        let busy = self.root_changes.load(SeqCst) > 0;
+        let newest = self.inodes.lock().newest(file).filter(|_| busy);
+        let Some(ino) = newest else {
+            return self.lookup_new_dot(file, reply);
+        };
+        // May wait: this look-up only revalidates a name and has locked nothing.
+        let inner = Arc::clone(self);
+        let renew = move |text| inner.renew_dot(file, ino, text, reply);
+        self.dots.content(file, Box::new(renew));
+    }
+
+    fn renew_dot(self: &Arc<Self>, file: DotFile, ino: Ino, text: Arc<[u8]>, reply: Reply<Entry>) {
+        let size = text.len() as u64;
+        let Some(differs) = self.inodes.lock().renew(ino, Arc::clone(&text)) else {
+            return self.lookup_new_dot(file, reply);
+        };
+        let attr = self.dot_attr(ino, file, size);
+        let entry = Entry::Found {
+            attr,
+            attr_ttl: TTL,
+            entry_ttl: NO_TTL,
+        };
+        match self.refresher.get() {
+            Some(refresher) if differs => {
+                refresher.refresh(ino, Box::new(move || reply(Ok(entry))))
+            }
+            _ => reply(Ok(entry)),
+        }
+    }
+
     /// A look-up must not wait: the kernel holds the lock of the directory meanwhile, which the
     /// announcement that the text may be waiting for needs, too. So a text that is not there at
     /// once is promised: an inode without attributes, and the kernel asks for these next.
-    pub(super) fn lookup_dot(self: &Arc<Self>, file: DotFile, reply: Reply<Entry>) {
+    fn lookup_new_dot(self: &Arc<Self>, file: DotFile, reply: Reply<Entry>) {
         let slot = Arc::new(Mutex::new(Slot::Asked));
         let (inner, late) = (Arc::clone(self), Arc::clone(&slot));
         self.dots.content(
