@@ -11,7 +11,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
 
-on_both!(golden_databases, writing_after_load, round_trip);
+on_both!(
+    golden_databases,
+    repairable_states,
+    writing_after_load,
+    round_trip
+);
 
 /// What `golden/db/index.md` says of one file.
 #[derive(Clone, Debug, Default)]
@@ -180,13 +185,15 @@ fn listing(node: &Node) -> (Vec<(String, Vec<u8>)>, Vec<String>) {
     (out, errors)
 }
 
-/// The lines between the node-name line and the shutdown lines.
+/// The lines between the node-name line and the shutdown lines. How exactly a way out is worded is
+/// no contract: it must be there (see [`compare_one`]).
 fn middle_of_log(exit: &Exit) -> Vec<String> {
     let outer = [
         "[main] notice: resolved node name",
         "[main] notice: teardown filesystem",
         "[main] notice: exit proxmox configuration filesystem",
         "[libqb]",
+        WAY_OUT,
     ];
     exit.stderr
         .lines()
@@ -194,6 +201,8 @@ fn middle_of_log(exit: &Exit) -> Vec<String> {
         .map(String::from)
         .collect()
 }
+
+const WAY_OUT: &str = "[database] crit: way out: ";
 
 /// What one start on one database showed.
 struct Seen {
@@ -258,6 +267,12 @@ fn compare_one(checker: &mut Checker, name: &str, expected: &Expected, seen: &Se
         &expected.log.join("\n"),
         &middle_of_log(&seen.exit).join("\n"),
     );
+    if checker.is_ours() && seen.exit.code != 0 {
+        let told = seen.exit.stderr.contains(WAY_OUT);
+        checker.check(&case("way out"), told, || {
+            "the refusal names no way out".to_string()
+        });
+    }
     if let (Some(rows), false) = (&seen.before, expected.index.is_empty()) {
         let mut found = index::digests(rows);
         if rows.is_empty() || name == "dmg-empty-file.db" {
@@ -340,6 +355,73 @@ fn golden_databases(subject: &Subject) {
     let mut checker = Checker::new(subject, "db");
     for (name, expected) in &expected {
         compare_one(&mut checker, name, expected, &results[name]);
+    }
+    checker.finish();
+}
+
+/// States that ordinary clients can bring about: everything is served, the newest entry has the
+/// name, and after the clean-up the log asks for, the next start is silent.
+fn repairable_states(subject: &Subject) {
+    let (_lab, node) = Lab::single();
+    let mut checker = Checker::new(subject, "db-repair");
+    let read = |path: &str| {
+        node.inside(|| match std::fs::read(format!("/etc/pve/{path}")) {
+            Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+            Err(e) => e.kind().to_string(),
+        })
+    };
+    for (name, paths, remove) in [
+        (
+            "dmg-duplicate-name.db",
+            &["user.cfg", "user.cfg.duplicate-64"][..],
+            "user.cfg.duplicate-64",
+        ),
+        (
+            "dmg-duplicate-vmid.db",
+            &[
+                "nodes/node1/qemu-server/100.conf",
+                "nodes/node1/lxc/100.conf",
+            ][..],
+            "nodes/node1/lxc/100.conf",
+        ),
+        (
+            "dmg-lxc-is-a-file.db",
+            &["nodes/node9/lxc"][..],
+            "nodes/node9/lxc",
+        ),
+    ] {
+        install(&node, name);
+        let mut daemon = Daemon::spawn(&node, subject, &["-f", "-l"]);
+        if daemon.try_wait_usable().is_err() {
+            checker.must(&format!("{name}: clean-up"), "possible", "refused");
+            continue;
+        }
+        let rows = dbfile::rows_of_copy(&node.database(), &node.dir.join("scratch.db")).unwrap();
+        for path in paths {
+            let content = read(path).into_bytes();
+            let stored = rows
+                .iter()
+                .any(|r| r.data.as_deref().unwrap_or_default() == content);
+            checker.check(path, stored, || format!("content {content:?} is in no row"));
+        }
+        if name == "dmg-duplicate-vmid.db" {
+            let list = read(".vmlist");
+            let once = list.matches("\"100\"").count() == 1 && list.contains("\"lxc\"");
+            checker.check(".vmlist", once, || list.clone());
+        }
+        node.inside(|| std::fs::remove_file(format!("/etc/pve/{remove}")))
+            .unwrap();
+        assert_eq!(daemon.stop().code, 0);
+        let after = dbfile::rows_of_copy(&node.database(), &node.dir.join("scratch.db")).unwrap();
+        assert_eq!(after.len(), rows.len() - 1, "{name}: one row less");
+        let daemon = Daemon::local(&node, subject);
+        let log = middle_of_log(&daemon.stop());
+        let clean = if log.is_empty() {
+            "possible".to_string()
+        } else {
+            log.join("\n")
+        };
+        checker.must(&format!("{name}: clean-up"), "possible", &clean);
     }
     checker.finish();
 }
