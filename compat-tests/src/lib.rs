@@ -11,6 +11,7 @@
 //! * [`index`] – the memdb index and overall checksum, written a second time from the specification.
 //! * [`model`] – the changes of the crash test.
 //! * [`report`] – the numbers measured.
+//! * [`shm`] – the shared-memory transport spoken by hand, by clients that mean harm.
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)]
 
@@ -22,6 +23,7 @@ pub mod index;
 pub mod lab;
 pub mod model;
 pub mod report;
+pub mod shm;
 pub mod subject;
 
 pub use client::{Client, Reply};

@@ -17,6 +17,10 @@ use crate::memdb::{Change, LoadError, LoadNote, Loader, Tree};
 /// How long a foreign lock on the file is waited for (database.md 4).
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Page cache while loading and later, in KiB (negative, so SQLite has it); SQLite's default later.
+const LOAD_CACHE: i64 = -256;
+const CACHE: i64 = -2000;
+
 /// An open database that nobody writes to yet.
 #[derive(Debug)]
 pub struct Store {
@@ -137,6 +141,22 @@ impl Store {
     /// Reads the whole table.
     fn load(&self, now: u32) -> Result<(Tree, Vec<LoadNote>), OpenError> {
         let select = "select returned error";
+        // Each page is needed once: no use in filling the page cache.
+        let cache = |size: i64| {
+            self.conn
+                .execute_batch(&format!("PRAGMA cache_size={size}"))
+        };
+        cache(LOAD_CACHE).map_err(sqlite(select))?;
+        let loaded = self.load_rows(now, select)?;
+        cache(CACHE).map_err(sqlite(select))?;
+        Ok(loaded)
+    }
+
+    fn load_rows(
+        &self,
+        now: u32,
+        select: &'static str,
+    ) -> Result<(Tree, Vec<LoadNote>), OpenError> {
         let mut loader = Loader::new();
         let mut statement = self.conn.prepare(SELECT).map_err(sqlite(select))?;
         let mut rows = statement.query([]).map_err(sqlite(select))?;
