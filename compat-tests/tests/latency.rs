@@ -31,18 +31,21 @@ fn round(node: &Node, number: usize) -> [Vec<f64>; 3] {
         cpus.set(CPU).unwrap();
         sched_setaffinity(Pid::from_raw(0), &cpus).unwrap();
         let mut times: [Vec<f64>; 3] = Default::default();
+        // a directory for each: a change makes the kernel forget the attributes of its directory
         let dir = format!("/etc/pve/round{number}");
-        fs::create_dir(&dir).unwrap();
-        fs::write(format!("{dir}/over"), [b'x'; 1024]).unwrap();
-        fs::write(format!("{dir}/file"), [b'x'; 1024]).unwrap();
-        let over = OpenOptions::new()
-            .write(true)
-            .open(format!("{dir}/over"))
-            .unwrap();
+        for sub in ["", "/create", "/rename", "/over"] {
+            fs::create_dir(format!("{dir}{sub}")).unwrap();
+        }
+        fs::write(format!("{dir}/over/file"), [b'x'; 1024]).unwrap();
+        fs::write(format!("{dir}/rename/file"), [b'x'; 1024]).unwrap();
+        let over = format!("{dir}/over/file");
         for i in 0..COUNT {
-            let name = format!("{dir}/new{i}");
+            let name = format!("{dir}/create/new{i}");
             timed(&mut times[0], || drop(File::create_new(&name).unwrap()));
-            let (temporary, name) = (format!("{dir}/file.tmp"), format!("{dir}/file"));
+            let (temporary, name) = (
+                format!("{dir}/rename/file.tmp"),
+                format!("{dir}/rename/file"),
+            );
             timed(&mut times[1], || {
                 let file = File::create_new(&temporary).unwrap();
                 assert_eq!(file.write_at(&[b'y'; 1024], 0).unwrap(), 1024);
@@ -50,6 +53,7 @@ fn round(node: &Node, number: usize) -> [Vec<f64>; 3] {
                 fs::rename(&temporary, &name).unwrap();
             });
             timed(&mut times[2], || {
+                let over = OpenOptions::new().write(true).open(&over).unwrap();
                 assert_eq!(over.write_at(&[b'z'; 1024], 0).unwrap(), 1024);
             });
         }
