@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 
 use super::{EIO, Inner, NO_TTL, TTL};
 use crate::fs::DotFile;
+use crate::fs::known::{Renewed, Ticket};
 use crate::fs::ops::{Entry, Ino, Reply};
 
 /// Where a text goes that was asked for.
@@ -29,20 +30,30 @@ enum Slot {
 impl Inner {
     pub(super) fn lookup_dot(self: &Arc<Self>, file: DotFile, reply: Reply<Entry>) {
         let busy = self.root_changes.load(SeqCst) > 0;
-        let newest = self.inodes.lock().newest(file).filter(|_| busy);
+        let mut known = self.inodes.lock();
+        let asked = known.ticket();
+        let newest = known.newest(file).filter(|_| busy);
+        drop(known);
         let Some(ino) = newest else {
-            return self.lookup_new_dot(file, reply);
+            return self.lookup_new_dot(file, asked, reply);
         };
         // May wait: this look-up only revalidates a name and has locked nothing.
         let inner = Arc::clone(self);
-        let renew = move |text| inner.renew_dot(file, ino, text, reply);
+        let renew = move |text| inner.renew_dot(file, ino, asked, text, reply);
         self.dots.content(file, Box::new(renew));
     }
 
-    fn renew_dot(self: &Arc<Self>, file: DotFile, ino: Ino, text: Arc<[u8]>, reply: Reply<Entry>) {
-        let size = text.len() as u64;
-        let Some(differs) = self.inodes.lock().renew(ino, Arc::clone(&text)) else {
-            return self.lookup_new_dot(file, reply);
+    fn renew_dot(
+        self: &Arc<Self>,
+        file: DotFile,
+        ino: Ino,
+        asked: Ticket,
+        text: Arc<[u8]>,
+        reply: Reply<Entry>,
+    ) {
+        let renewed = self.inodes.lock().renew(ino, asked, text);
+        let Some(Renewed { size, outdated }) = renewed else {
+            return self.lookup_new_dot(file, asked, reply);
         };
         let attr = self.dot_attr(ino, file, size);
         let entry = Entry::Found {
@@ -51,8 +62,15 @@ impl Inner {
             entry_ttl: NO_TTL,
         };
         match self.refresher.get() {
-            Some(refresher) if differs => {
-                refresher.refresh(ino, Box::new(move || reply(Ok(entry))))
+            Some(refresher) if outdated => {
+                let inner = Arc::clone(self);
+                refresher.refresh(
+                    ino,
+                    Box::new(move || {
+                        inner.inodes.lock().refreshed(ino);
+                        reply(Ok(entry));
+                    }),
+                );
             }
             _ => reply(Ok(entry)),
         }
@@ -61,7 +79,7 @@ impl Inner {
     /// A look-up must not wait: the kernel holds the lock of the directory meanwhile, which the
     /// announcement that the text may be waiting for needs, too. So a text that is not there at
     /// once is promised: an inode without attributes, and the kernel asks for these next.
-    fn lookup_new_dot(self: &Arc<Self>, file: DotFile, reply: Reply<Entry>) {
+    fn lookup_new_dot(self: &Arc<Self>, file: DotFile, asked: Ticket, reply: Reply<Entry>) {
         let slot = Arc::new(Mutex::new(Slot::Asked));
         let (inner, late) = (Arc::clone(self), Arc::clone(&slot));
         self.dots.content(
@@ -80,10 +98,10 @@ impl Inner {
         let (ino, size, attr_ttl) = match std::mem::replace(&mut *slot, Slot::Asked) {
             Slot::Text(text) => {
                 let size = text.len() as u64;
-                (self.inodes.lock().generation(file, text), size, TTL)
+                (self.inodes.lock().generation(file, asked, text), size, TTL)
             }
             Slot::Asked | Slot::Promised(_) => {
-                let ino = self.inodes.lock().awaited_generation(file);
+                let ino = self.inodes.lock().awaited_generation(file, asked);
                 *slot = Slot::Promised(ino);
                 (ino, 0, NO_TTL)
             }
