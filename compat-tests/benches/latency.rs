@@ -19,16 +19,17 @@ const TIMES: usize = 100;
 const DIR: &str = "/etc/pve/latency";
 const DATA: [u8; 1024] = [b'l'; 1024];
 
-/// Names of the operations, in the order of [`operations`]; the last one is only a round trip.
-const NAMES: [&str; 8] = [
-    "create",
-    "overwrite of 1 KiB (pwrite)",
-    "open+write+close of 1 KiB",
-    "truncating open+write+close of 1 KiB",
-    "temp file of 1 KiB plus rename",
-    "mkdir",
-    "unlink",
-    "look-up of an unknown name",
+/// The operations, in the order of [`operations`]: name, requests and transactions that one of them
+/// needs in a stream of its like (`tests/fuse_requests.rs`). The last one is only a round trip.
+const OPERATIONS: [(&str, u32, u32); 8] = [
+    ("create", 3, 1),
+    ("overwrite of 1 KiB (pwrite)", 1, 1),
+    ("open+write+close of 1 KiB", 1, 1),
+    ("truncating open+write+close of 1 KiB", 2, 2),
+    ("temp file of 1 KiB plus rename", 7, 3),
+    ("mkdir", 3, 1),
+    ("unlink", 2, 1),
+    ("look-up of an unknown name", 1, 0),
 ];
 
 fn timed(times: &mut Vec<f64>, mut work: impl FnMut(usize)) {
@@ -127,22 +128,26 @@ fn main() {
     }
     let bare = Bare::open(&daemons[0].0.dir.join("bare.db"));
     let mut transactions = Vec::new();
-    let mut times = vec![vec![Vec::new(); NAMES.len()]; daemons.len()];
+    let mut times = vec![vec![Vec::new(); OPERATIONS.len()]; daemons.len()];
     for round in 0..ROUNDS {
         for ((node, _), times) in daemons.iter().zip(&mut times) {
             node.inside(|| operations(round, times));
         }
         bare.round(&mut transactions);
     }
-    for (index, name) in NAMES.iter().enumerate() {
-        let reference = times.get(1).map(|t| median(&t[index]));
-        line(name, "us", median(&times[0][index]), reference);
-    }
+    let round_trip = median(&times[0][OPERATIONS.len() - 1]);
+    let transaction = median(&transactions);
     report(&format!(
-        "floor: a round trip of FUSE (that look-up) {:.2} us, a bare SQLite transaction of two rows {:.2} us",
-        median(&times[0][NAMES.len() - 1]),
-        median(&transactions)
+        "floor: a round trip of FUSE (a look-up) {round_trip:.2} us, a bare SQLite transaction of two rows \
+         {transaction:.2} us"
     ));
+    for (index, (name, requests, commits)) in OPERATIONS.iter().enumerate() {
+        let reference = times.get(1).map(|t| median(&t[index]));
+        let floor = f64::from(*requests) * round_trip + f64::from(*commits) * transaction;
+        let what =
+            format!("{name} (floor {floor:.2} us: requests {requests}, transactions {commits})");
+        line(&what, "us", median(&times[0][index]), reference);
+    }
     for (_, daemon) in daemons {
         assert_eq!(daemon.stop().code, 0);
     }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 mod common;
 
-const ROUNDS: usize = 7;
+const ROUNDS: usize = 5;
 
 #[derive(Default)]
 struct Times {
