@@ -5,19 +5,22 @@
 //! survive a fork, and without them any `sqlite3 config.db` beside the daemon removes the log that
 //! the daemon goes on writing to. For the same reason nothing else in this process may open and
 //! close that file.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)] // db.rs has some; forbidden in every other file
 
 mod commit;
+mod db;
 mod import;
 mod open;
+mod queue;
 mod rows;
 #[cfg(test)]
 mod tests;
 mod thread;
+mod trouble;
 
 pub use import::{ImportError, import_dir};
 pub use open::{Loaded, OpenError, Store};
-pub use thread::{StoreHandle, Ticket};
+pub use queue::{Queued, StoreHandle, Ticket};
 
 /// Statement that makes the table. SQLite keeps the text, so it stays byte-equal to the C daemon's.
 const CREATE_TABLE: &str = "CREATE TABLE IF NOT EXISTS tree (  \
