@@ -11,6 +11,8 @@ use crate::memdb::{Change, Inode, RootRow, Row};
 
 /// Bytes of a database page.
 const PAGE: usize = 4096;
+/// Bytes of content that is worth a look at what it replaces.
+const LARGE: usize = 4 * PAGE;
 
 /// The prepared statements of the one connection.
 pub(super) struct Writer<'c> {
@@ -20,6 +22,8 @@ pub(super) struct Writer<'c> {
     replace: Statement<'c>,
     update: Statement<'c>,
     update_root: Statement<'c>,
+    length: Statement<'c>,
+    clear: Statement<'c>,
     delete: Statement<'c>,
     /// Any query: as long as it has not ended, its read lock stays.
     snapshot: Statement<'c>,
@@ -42,6 +46,8 @@ impl<'c> Writer<'c> {
                 "UPDATE tree SET parent = 0, version = ?1, writer = ?2, mtime = ?3, type = 8, \
                  name = ?4, data = NULL WHERE inode = 0",
             )?,
+            length: conn.prepare("SELECT length(data) FROM tree WHERE inode = ?1")?,
+            clear: conn.prepare("UPDATE tree SET data = NULL WHERE inode = ?1")?,
             delete: conn.prepare("DELETE FROM tree WHERE inode = ?1")?,
             // Not of `tree`, whose changes would have to save and restore the cursor.
             snapshot: conn.prepare("SELECT 1 FROM sqlite_master")?,
@@ -162,8 +168,7 @@ impl<'c> Writer<'c> {
         self.holds_snapshot
     }
 
-    /// Writes one row. One that is there is updated, not replaced: SQLite reuses the pages of its
-    /// content then, which halves what goes into the log for a large file.
+    /// Writes one row. One that is there is updated, not replaced.
     fn store(
         &mut self,
         numbers: [i64; 6],
@@ -171,10 +176,34 @@ impl<'c> Writer<'c> {
         data: Option<&[u8]>,
         exists: bool,
     ) -> Result<()> {
-        if exists && bind_and_run(&mut self.update, numbers, name, data)? == 1 {
-            return Ok(());
+        if exists {
+            if let Some(data) = data.filter(|data| data.len() >= LARGE) {
+                self.make_room(numbers[0], data.len())?;
+            }
+            if bind_and_run(&mut self.update, numbers, name, data)? == 1 {
+                return Ok(());
+            }
         }
         bind_and_run(&mut self.replace, numbers, name, data).map(drop)
+    }
+
+    /// SQLite writes content of the same length in place, and of that only the pages that differ.
+    /// Other content gets new pages before the old ones are given back (and overwritten: Debian's
+    /// SQLite deletes securely), so all of it would go into the log twice. Unless the old content
+    /// is given back first.
+    fn make_room(&mut self, inode: i64, len: usize) -> Result<()> {
+        self.length.raw_bind_parameter(1, inode)?;
+        let mut rows = self.length.raw_query();
+        let stored: Option<i64> = match rows.next()? {
+            Some(row) => row.get(0)?,
+            None => None,
+        };
+        drop(rows);
+        if stored.is_some_and(|stored| stored != len as i64) {
+            self.clear.raw_bind_parameter(1, inode)?;
+            self.clear.raw_execute()?;
+        }
+        Ok(())
     }
 }
 
