@@ -33,7 +33,7 @@ compat: build
 
 bench: root build
 	PMXCFS_UNDER_TEST=$${PMXCFS_UNDER_TEST:-$(CURDIR)/target/release/pmxcfs} \
-	$(CARGO) bench --locked -p compat-tests
+	$(CARGO) bench --locked -p compat-tests --bench '*'
 
 fmt:
 	$(CARGO) fmt --all
