@@ -26,7 +26,7 @@ pub type Ticket = Box<dyn FnOnce(Result<(), Error>) + Send>;
 /// transactions in a row, changes in one, bytes of content in one.
 const INLINE_ROUNDS: usize = 4;
 const INLINE_CHANGES: usize = 32;
-const INLINE_BYTES: usize = 256 << 10;
+const INLINE_BYTES: usize = 64 << 10;
 /// An empty queue keeps memory for that many changes.
 const KEPT_CAPACITY: usize = 64;
 
@@ -242,7 +242,7 @@ pub struct Queued<'a> {
 impl Queued<'_> {
     /// Writes everything that waits and calls the tickets, in this thread, unless another one is
     /// at it (then that one does), or it may take long (then the store thread does). Takes some
-    /// microseconds, rarely about a millisecond; never waits for another process.
+    /// ten microseconds, rarely up to a millisecond; never waits for another process.
     ///
     /// To be called without any lock: the tickets are called from here.
     pub fn write(mut self) {

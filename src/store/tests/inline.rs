@@ -100,7 +100,7 @@ const CHANGES: usize = 300;
 /// One of many threads: changes under the lock of the tree, as a replica does.
 fn work(number: usize, tree: &RwLock<Tree>, store: &StoreHandle, called: &Arc<Mutex<Vec<u64>>>) {
     for i in 0..CHANGES {
-        let size = if i % 97 == 96 { 300_000 } else { i * 7 % 3000 };
+        let size = if i % 97 == 96 { 70_000 } else { i * 7 % 3000 };
         let op = match i % 50 {
             0 => Op::Create {
                 path: p(&format!("f{number}-{i}")),
