@@ -17,4 +17,4 @@ pub mod token;
 pub mod versions;
 
 pub use rrd_data::RrdSink;
-pub use state::{SetError, Status};
+pub use state::{KvPair, SetError, Status};
