@@ -22,6 +22,9 @@ use crate::status::RrdSink;
 
 /// Updates that are written together.
 const BATCH: usize = 64;
+/// So long a value waits for others: each batch costs some switches of threads and of processes.
+/// The files have one point a minute, nobody misses the time.
+const GATHER: Duration = Duration::from_millis(50);
 /// How long [`RrdHandle::stop`] gives the thread.
 const STOP: Duration = Duration::from_secs(1);
 
@@ -65,6 +68,8 @@ impl Rrd {
 
 struct State {
     queue: Queue,
+    /// Values the thread has taken and not finished.
+    writing: usize,
     running: bool,
     /// When the thread must have ended.
     stop_at: Option<Instant>,
@@ -76,6 +81,8 @@ struct Shared {
     state: Mutex<State>,
     /// There are values, or it is time to stop.
     work: Condvar,
+    /// It is time to stop.
+    stopping: Condvar,
     ended: Condvar,
 }
 
@@ -92,11 +99,13 @@ impl RrdHandle {
             settings,
             state: Mutex::new(State {
                 queue: Queue::new(MAX_VALUES, MAX_BYTES),
+                writing: 0,
                 running: false,
                 stop_at: None,
                 limit: LogLimit::default(),
             }),
             work: Condvar::new(),
+            stopping: Condvar::new(),
             ended: Condvar::new(),
         })))
     }
@@ -136,9 +145,11 @@ impl RrdHandle {
         let mut state = self.0.state.lock();
         state.stop_at = Some(stop_at);
         self.0.work.notify_all();
+        self.0.stopping.notify_all();
         while state.running {
             if self.0.ended.wait_until(&mut state, stop_at).timed_out() {
-                warn!(target: DOMAIN, "RRD thread is busy, not waiting for it");
+                let left = state.queue.len() + state.writing;
+                warn!(target: DOMAIN, "RRD thread is busy, not waiting for {left} values");
                 return;
             }
         }
@@ -152,9 +163,10 @@ impl RrdHandle {
         self.0.state.lock().running
     }
 
-    /// Do values wait?
-    pub(super) fn waiting(&self) -> bool {
-        !self.0.state.lock().queue.is_empty()
+    /// Values that are not finished.
+    pub(super) fn waiting(&self) -> usize {
+        let state = self.0.state.lock();
+        state.queue.len() + state.writing
     }
 }
 
@@ -215,18 +227,21 @@ impl Shared {
     /// The next updates; waits for them. `None`: the thread has to end.
     fn next(&self) -> Option<Vec<Update>> {
         let mut state = self.state.lock();
-        loop {
-            if state.stop_at.is_some_and(|at| Instant::now() >= at) {
-                return None;
-            }
-            if !state.queue.is_empty() {
-                return Some(state.queue.take(BATCH));
-            }
-            if state.stop_at.is_some() {
-                return None;
-            }
+        state.writing = 0;
+        while state.queue.is_empty() && state.stop_at.is_none() {
             self.work.wait(&mut state);
         }
+        if state.queue.len() < BATCH && state.stop_at.is_none() {
+            // Whether the time is over or the end has come: what is there is taken.
+            let _ = self.stopping.wait_for(&mut state, GATHER);
+        }
+        let late = state.stop_at.is_some_and(|at| Instant::now() >= at);
+        if late || state.queue.is_empty() {
+            return None;
+        }
+        let batch = state.queue.take(BATCH);
+        state.writing = batch.len();
+        Some(batch)
     }
 
     /// Is the time over that [`RrdHandle::stop`] gives?

@@ -84,10 +84,9 @@ impl Sender {
         assert!(slowest < Duration::from_millis(200), "{slowest:?}");
     }
 
-    /// Until the thread has taken all values, and a little for the last ones.
+    /// Until the thread has finished all values.
     fn settle(&self) {
-        wait_for("queue", LIMIT, || !self.handle.waiting());
-        thread::sleep(Duration::from_millis(100));
+        wait_for("queue", LIMIT, || self.handle.waiting() == 0);
     }
 }
 
@@ -286,7 +285,7 @@ fn without_the_library_values_are_lost_with_a_reason_and_nothing_else() {
             NOW,
         );
     }
-    wait_for("queue", LIMIT, || !handle.waiting());
+    wait_for("queue", LIMIT, || handle.waiting() == 0);
     handle.stop();
     assert!(!handle.running());
     assert_eq!(files(&settings.base_dir), Vec::<PathBuf>::new());
