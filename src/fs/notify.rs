@@ -4,7 +4,9 @@
 //! it from a worker, nor from a thread that completes changes.
 #![forbid(unsafe_code)]
 
+use std::io;
 use std::sync::Arc;
+use std::sync::mpsc::{SendError, Sender, channel};
 
 use super::inode::Link;
 use super::known::Inodes;
@@ -71,7 +73,7 @@ impl Notifier {
         let is_dir = |ino: &Ino| {
             let entry = inodes
                 .numbers
-                .to_tree(*ino)
+                .tree_number(*ino)
                 .and_then(|inode| tree.get(inode));
             entry.is_some_and(|entry| entry.is_dir())
         };
@@ -95,7 +97,7 @@ impl Notifier {
                 self.kernel.inval_content(dir);
             }
         }
-        let ino = self.inodes.lock().numbers.known_to_kernel(change.inode);
+        let ino = self.inodes.lock().numbers.known_number(change.inode);
         if let Some(ino) = ino {
             self.kernel.inval_content(ino);
         }
@@ -120,7 +122,7 @@ impl Notifier {
     /// Returns when the operations on names in directory `dir` that have been answered are visible
     /// to everybody on this node. Waits for those that are still under way, too.
     pub fn barrier(&self, dir: Inode) {
-        if let Some(dir) = self.inodes.lock().numbers.known_to_kernel(dir) {
+        if let Some(dir) = self.inodes.lock().numbers.known_number(dir) {
             self.kernel.inval_entry(dir, NEVER);
         }
     }
@@ -132,11 +134,11 @@ impl Notifier {
         let by_path = |path: &TreePath| {
             let (dir, name) = path.split_last()?;
             let dir = tree.lookup(&TreePath::new(dir))?;
-            Some((inodes.numbers.known_to_kernel(dir)?, Arc::from(name)))
+            Some((inodes.numbers.known_number(dir)?, Arc::from(name)))
         };
         let mut names = Vec::new();
         if let Some(row) = change.put.as_ref().filter(|row| row.inode != ROOT_INODE) {
-            let dir = inodes.numbers.known_to_kernel(row.parent);
+            let dir = inodes.numbers.known_number(row.parent);
             names.extend(dir.map(|dir| (dir, Arc::clone(&row.name))));
         }
         let removed = change.removed.as_ref().map(|removed| &removed.path);
@@ -146,6 +148,40 @@ impl Notifier {
         names.sort();
         names.dedup();
         names
+    }
+}
+
+/// What is to happen once the kernel has forgotten a content.
+type Then = Box<dyn FnOnce() + Send>;
+
+/// Has the kernel forget contents, in a thread of its own: nobody who may have to answer a request
+/// can wait for that.
+pub struct Refresher(Sender<(Ino, Then)>);
+
+impl Refresher {
+    /// Starts the thread. It ends when the refresher is dropped.
+    ///
+    /// # Errors
+    /// No thread can be started.
+    pub fn start(kernel: Arc<dyn Kernel>) -> io::Result<Self> {
+        let (sender, receiver) = channel::<(Ino, Then)>();
+        std::thread::Builder::new()
+            .name("fuse-refresh".into())
+            .spawn(move || {
+                for (ino, then) in receiver {
+                    kernel.inval_content(ino);
+                    then();
+                }
+            })?;
+        Ok(Refresher(sender))
+    }
+
+    /// Has the kernel forget the content of `ino`, then goes on with `then`.
+    pub fn refresh(&self, ino: Ino, then: Then) {
+        if let Err(SendError((_, then))) = self.0.send((ino, then)) {
+            // The thread has died; late content is better than no answer.
+            then();
+        }
     }
 }
 

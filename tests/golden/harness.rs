@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use parking_lot::RwLock;
-use pmxcfs::ipc::service::{ConfigService, NeverPending, NoPeers};
+use pmxcfs::ipc::service::{ConfigService, NeverPending, NoPeers, StatusReplica};
 use pmxcfs::ipc::{Answer, Client, Service};
 use pmxcfs::memdb::{Change, Error, Op, Stamp, Tree, TreePath};
 use pmxcfs::replica::SharedTree;
@@ -39,6 +39,11 @@ pub struct Node {
 impl Node {
     /// Local mode, fresh database.
     pub fn new(name: &str) -> Self {
+        Node::with_replica(name, Arc::new(NoPeers))
+    }
+
+    /// With something that tells other nodes about changes of the status.
+    pub fn with_replica(name: &str, replica: Arc<dyn StatusReplica>) -> Self {
         let tree: SharedTree = Arc::new(RwLock::new(Tree::new()));
         let status = Arc::new(Status::new(name, START.into(), 1));
         status.set_quorate(true);
@@ -48,7 +53,7 @@ impl Node {
         let service = ConfigService::new(
             Arc::clone(&tree),
             Arc::clone(&status),
-            Arc::new(NoPeers),
+            replica,
             Arc::new(NeverPending),
             Box::new(move || time.load(Ordering::Relaxed)),
         );
@@ -180,8 +185,7 @@ pub fn blank(text: &str, name: &str) -> String {
 
 /// A guest list or a property answer in the order of VMIDs: hash order is no part of the contract.
 pub fn by_vmid(text: &str) -> String {
-    let is_guest =
-        |line: &&str| line.starts_with(|c| c == '"') && line.as_bytes()[1].is_ascii_digit();
+    let is_guest = |line: &&str| line.starts_with('"') && line.as_bytes()[1].is_ascii_digit();
     let mut guests: Vec<&str> = text.lines().filter(is_guest).collect();
     let Some(last) = guests.last_mut() else {
         return text.to_owned();
