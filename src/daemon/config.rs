@@ -106,8 +106,8 @@ fn command() -> Command {
             rrd::BASE_DIR,
         ))
         .arg(path_arg(
-            "rrdcached-socket",
-            "Where rrdcached listens",
+            "rrdcached",
+            "Socket of rrdcached",
             rrd::RRDCACHED_SOCKET,
         ))
         .arg(
@@ -221,7 +221,7 @@ fn check(matches: &ArgMatches) -> Parsed {
         runtime_dir,
         pid_file,
         rrd_dir: path("rrd-dir"),
-        rrdcached_socket: path("rrdcached-socket"),
+        rrdcached_socket: path("rrdcached"),
         ipc_name,
         node_name,
         node_ip: matches.get_one::<IpAddr>("node-ip").copied(),
