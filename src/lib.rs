@@ -14,6 +14,7 @@
 #![deny(unsafe_code)]
 
 pub mod daemon;
+pub mod errno_text;
 pub mod fs;
 pub mod ipc;
 pub mod memdb;
