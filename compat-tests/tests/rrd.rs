@@ -124,8 +124,29 @@ fn recorded_requests(subject: &Subject) {
     let update = rrdtool(&node, "lastupdate", file, &[]);
     let digits = update.trim_end().rsplit(' ').next();
     checker.must("last column", "5.50", digits.unwrap_or_default());
+    let log = daemon.stop().stderr;
+    check_log(&log, &mut checker);
     checker.finish();
-    daemon.stop();
+}
+
+/// What the admin reads about the recorded requests.
+fn check_log(log: &str, checker: &mut Checker) {
+    let wrong = "[status] crit: RRD update error: unknown/wrong key ";
+    let keys: Vec<&str> = log
+        .lines()
+        .filter_map(|line| line.strip_prefix(wrong))
+        .collect();
+    let want = "pve2-vm/103 pve-node-9.0/a/b pve-node-9.0/ pve-node-9.0 nope/1 pve-storage-9.0/x \
+                pve-storage-9.0//x  zz/1 zz/1";
+    checker.must("wrong keys", want, &keys.join(" "));
+    let failures = log
+        .lines()
+        .filter(|l| l.contains("could not create directory"));
+    checker.must(
+        "directories not created",
+        "0",
+        &failures.count().to_string(),
+    );
 }
 
 /// Lines of `rrdtool info` that do not depend on time or chance.

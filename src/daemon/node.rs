@@ -54,8 +54,12 @@ impl Node {
         let clock: Clock = Arc::new(|| unix_time(SystemTime::now()));
         let starttime = lock.start_time();
         let status = Arc::new(Status::new(&node_name, u64::from(starttime), first_pid));
-        let rrd = Rrd::start(config.rrd_dir.clone(), config.rrdcached_socket.clone())
-            .map_err(|source| StartError::Thread { name: "rrd", source })?;
+        let rrd = Rrd::start(config.rrd_dir.clone(), config.rrdcached_socket.clone()).map_err(
+            |source| StartError::Thread {
+                name: "rrd",
+                source,
+            },
+        )?;
         status.set_rrd_files(Arc::new(rrd.clone()));
 
         let (store, tree) = open_database(config, &clock)?;

@@ -10,7 +10,6 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use jiff::tz::TimeZone;
-use nix::errno::Errno;
 use tracing::info;
 
 use super::DOMAIN;
@@ -125,9 +124,8 @@ impl Writer {
         let made = DirBuilder::new().mode(0o750).create(&directory);
         if let Err(error) = made {
             if error.kind() != io::ErrorKind::AlreadyExists {
-                let reason = Errno::from_raw(error.raw_os_error().unwrap_or(0)).desc();
                 self.log(format_args!(
-                    "could not create directory {}: {reason}",
+                    "could not create directory {}: {error}",
                     directory.display()
                 ));
             }
