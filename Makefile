@@ -1,7 +1,7 @@
 # README.md names two of these: `make run` and `make check`.
 CARGO ?= cargo
 RUN_DIR ?= $(CURDIR)/target/run
-PACKAGES = gcc libc6-dev make pkg-config libsqlite3-dev sqlite3 libqb-dev iproute2 python3 procps mount util-linux
+PACKAGES = gcc libc6-dev make pkg-config libsqlite3-dev sqlite3 libqb-dev iproute2 python3 procps mount util-linux rrdtool rrdcached
 TEST_ARGS ?=
 
 .PHONY: run check bench fmt lint build deps root unit compat
