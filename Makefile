@@ -1,7 +1,7 @@
 # README.md names two of these: `make run` and `make check`.
 CARGO ?= cargo
 RUN_DIR ?= $(CURDIR)/target/run
-PACKAGES = gcc libc6-dev make pkg-config libsqlite3-dev sqlite3 libqb-dev iproute2 python3 procps
+PACKAGES = gcc libc6-dev make pkg-config libsqlite3-dev sqlite3 libqb-dev iproute2 python3 procps mount util-linux rrdtool rrdcached
 TEST_ARGS ?=
 
 .PHONY: run check bench fmt lint build deps root unit compat
@@ -25,15 +25,15 @@ lint: deps
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 
 unit: deps
-	$(CARGO) test --locked --release --workspace --exclude compat-tests $(TEST_ARGS)
+	$(CARGO) test --locked --workspace --exclude compat-tests $(TEST_ARGS)
 
 compat: build
 	PMXCFS_UNDER_TEST=$${PMXCFS_UNDER_TEST:-$(CURDIR)/target/release/pmxcfs} \
-	$(CARGO) test --locked --release -p compat-tests $(TEST_ARGS) -- --nocapture --test-threads=1
+	$(CARGO) test --locked -p compat-tests --no-fail-fast $(TEST_ARGS) -- --nocapture --test-threads=1
 
 bench: root build
 	PMXCFS_UNDER_TEST=$${PMXCFS_UNDER_TEST:-$(CURDIR)/target/release/pmxcfs} \
-	$(CARGO) bench --locked -p compat-tests
+	$(CARGO) bench --locked -p compat-tests --bench '*'
 
 fmt:
 	$(CARGO) fmt --all

@@ -7,6 +7,7 @@
 //! * [`store`] – `config.db`: schema, load, group commit, repair of what an ordinary client can break.
 //! * [`replica`] – the one door through which every change passes, local mode's implementation.
 //! * [`status`] – members, file versions, guest list, cluster log, guest properties, tokens.
+//! * [`rrd`] – round-robin data: key types, schemas, rrdcached client, librrd; own thread.
 //! * [`ipc`] – the libqb shared-memory transport and, apart from it, the operations.
 //! * [`fs`] – the FUSE view: inodes, links, dot files, permissions, cache rules.
 //! * [`daemon`] – start and stop order, lock, pid file, restart flag, signals, logging.
@@ -18,5 +19,6 @@ pub mod fs;
 pub mod ipc;
 pub mod memdb;
 pub mod replica;
+pub mod rrd;
 pub mod status;
 pub mod store;

@@ -11,6 +11,8 @@ use crate::memdb::{Change, Inode, RootRow, Row};
 
 /// Bytes of a database page.
 const PAGE: usize = 4096;
+/// Bytes of content that is worth a look at what it replaces.
+const LARGE: usize = 4 * PAGE;
 
 /// The prepared statements of the one connection.
 pub(super) struct Writer<'c> {
@@ -19,7 +21,13 @@ pub(super) struct Writer<'c> {
     rollback: Statement<'c>,
     replace: Statement<'c>,
     update: Statement<'c>,
+    update_root: Statement<'c>,
+    length: Statement<'c>,
+    clear: Statement<'c>,
     delete: Statement<'c>,
+    /// Any query: as long as it has not ended, its read lock stays.
+    snapshot: Statement<'c>,
+    holds_snapshot: bool,
 }
 
 impl<'c> Writer<'c> {
@@ -34,7 +42,16 @@ impl<'c> Writer<'c> {
                 "UPDATE tree SET parent = ?2, version = ?3, writer = ?4, mtime = ?5, type = ?6, \
                  name = ?7, data = ?8 WHERE inode = ?1",
             )?,
+            update_root: conn.prepare(
+                "UPDATE tree SET parent = 0, version = ?1, writer = ?2, mtime = ?3, type = 8, \
+                 name = ?4, data = NULL WHERE inode = 0",
+            )?,
+            length: conn.prepare("SELECT length(data) FROM tree WHERE inode = ?1")?,
+            clear: conn.prepare("UPDATE tree SET data = NULL WHERE inode = ?1")?,
             delete: conn.prepare("DELETE FROM tree WHERE inode = ?1")?,
+            // Not of `tree`, whose changes would have to save and restore the cursor.
+            snapshot: conn.prepare("SELECT 1 FROM sqlite_master")?,
+            holds_snapshot: false,
             // At once for writing: a transaction that began with a read cannot wait for a lock.
             begin: conn.prepare("BEGIN IMMEDIATE")?,
             commit: conn.prepare("COMMIT TRANSACTION")?,
@@ -112,12 +129,46 @@ impl<'c> Writer<'c> {
             writer,
             mtime,
         } = root;
+        let update = &mut self.update_root;
+        update.raw_bind_parameter(1, version as i64)?;
+        update.raw_bind_parameter(2, writer)?;
+        update.raw_bind_parameter(3, mtime)?;
+        update.raw_bind_parameter(4, text(VERSION_ROW_NAME))?;
+        if update.raw_execute()? == 1 {
+            return Ok(());
+        }
         let numbers = [0, 0, version as i64, i64::from(writer), i64::from(mtime), 8];
-        self.store(numbers, VERSION_ROW_NAME, None, true)
+        bind_and_run(&mut self.replace, numbers, VERSION_ROW_NAME, None).map(drop)
     }
 
-    /// Writes one row. One that is there is updated, not replaced: SQLite reuses the pages of its
-    /// content then, which halves what goes into the log for a large file.
+    /// Keeps the read lock of the database over the end of the next transactions, so that each of
+    /// them need not take it again: a quarter of the time of a small one. While it is held, other
+    /// processes read and write as ever, but cannot move the whole log into the database; and once
+    /// another one has written, the next transaction fails with `SQLITE_BUSY_SNAPSHOT`.
+    pub(super) fn hold_snapshot(&mut self) -> Result<()> {
+        if !self.holds_snapshot {
+            let mut rows = self.snapshot.raw_query();
+            rows.next()?;
+            // Its drop would end the query.
+            std::mem::forget(rows);
+            self.holds_snapshot = true;
+        }
+        Ok(())
+    }
+
+    /// Ends what [`Writer::hold_snapshot`] began.
+    pub(super) fn release_snapshot(&mut self) {
+        if self.holds_snapshot {
+            drop(self.snapshot.raw_query());
+            self.holds_snapshot = false;
+        }
+    }
+
+    pub(super) fn holds_snapshot(&self) -> bool {
+        self.holds_snapshot
+    }
+
+    /// Writes one row. One that is there is updated, not replaced.
     fn store(
         &mut self,
         numbers: [i64; 6],
@@ -125,10 +176,34 @@ impl<'c> Writer<'c> {
         data: Option<&[u8]>,
         exists: bool,
     ) -> Result<()> {
-        if exists && bind_and_run(&mut self.update, numbers, name, data)? == 1 {
-            return Ok(());
+        if exists {
+            if let Some(data) = data.filter(|data| data.len() >= LARGE) {
+                self.make_room(numbers[0], data.len())?;
+            }
+            if bind_and_run(&mut self.update, numbers, name, data)? == 1 {
+                return Ok(());
+            }
         }
         bind_and_run(&mut self.replace, numbers, name, data).map(drop)
+    }
+
+    /// SQLite writes content of the same length in place, and of that only the pages that differ.
+    /// Other content gets new pages before the old ones are given back (and overwritten: Debian's
+    /// SQLite deletes securely), so all of it would go into the log twice. Unless the old content
+    /// is given back first.
+    fn make_room(&mut self, inode: i64, len: usize) -> Result<()> {
+        self.length.raw_bind_parameter(1, inode)?;
+        let mut rows = self.length.raw_query();
+        let stored: Option<i64> = match rows.next()? {
+            Some(row) => row.get(0)?,
+            None => None,
+        };
+        drop(rows);
+        if stored.is_some_and(|stored| stored != len as i64) {
+            self.clear.raw_bind_parameter(1, inode)?;
+            self.clear.raw_execute()?;
+        }
+        Ok(())
     }
 }
 
@@ -142,11 +217,15 @@ fn bind_and_run(
     for (index, number) in numbers.into_iter().enumerate() {
         statement.raw_bind_parameter(index + 1, number)?;
     }
-    // Text that need not be UTF-8.
-    statement.raw_bind_parameter(7, ToSqlOutput::Borrowed(ValueRef::Text(name)))?;
+    statement.raw_bind_parameter(7, text(name))?;
     match data {
         Some(data) => statement.raw_bind_parameter(8, data)?,
         None => statement.raw_bind_parameter(8, Null)?,
     }
     statement.raw_execute()
+}
+
+/// Text that need not be UTF-8.
+fn text(bytes: &[u8]) -> ToSqlOutput<'_> {
+    ToSqlOutput::Borrowed(ValueRef::Text(bytes))
 }

@@ -218,6 +218,10 @@ impl Store {
         Writer::new(&self.conn)?.commit(changes.iter()).map(drop)
     }
 
+    pub(super) fn into_parts(self) -> (Connection, PathBuf) {
+        (self.conn, self.path)
+    }
+
     /// Moves the log into the database and closes it.
     ///
     /// # Errors
