@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use super::DOMAIN;
-use super::db::Db;
+use super::db::{Db, State};
 use crate::memdb::{Change, Error};
 
 /// Called exactly once: the change is in the database ([`Ok`]), or it cannot be said when it will
@@ -62,12 +62,9 @@ pub(super) enum Turn {
 pub(super) struct Queue {
     pub(super) waiting: Vec<Pending>,
     pub(super) turn: Turn,
-    /// What only the store thread does.
-    pub(super) checkpoint: bool,
-    /// The next transaction may wait for the disk: nothing for other threads.
-    pub(super) fresh_log: bool,
-    /// The connection keeps its read lock; the store thread ends that when `commits` stands still.
-    pub(super) snapshot: bool,
+    /// Of the connection, when the turn was last given back.
+    pub(super) db: State,
+    /// Transactions written inline: when that stands still, a burst is over.
     pub(super) commits: u64,
     /// Nothing more is accepted; what waits is still written.
     pub(super) closing: bool,
@@ -105,7 +102,8 @@ pub(super) struct Shared {
 impl Shared {
     pub(super) fn new(db: Db) -> Self {
         let queue = Queue {
-            fresh_log: true,
+            // Which gives it back when it has started.
+            turn: Turn::Thread,
             ..Queue::default()
         };
         Shared {
@@ -126,6 +124,10 @@ impl Shared {
         }
     }
 
+    pub(super) fn db_state(&self) -> State {
+        self.db.lock().as_ref().map(Db::state).unwrap_or_default()
+    }
+
     /// Says of changes that nobody will write them.
     pub(super) fn refuse(&self, changes: Vec<Pending>) {
         if !changes.is_empty() {
@@ -142,7 +144,7 @@ impl Shared {
         if queue.turn != Turn::Free || queue.waiting.is_empty() || queue.ended {
             return None;
         }
-        if queue.fresh_log || queue.closing || queue.is_long() {
+        if queue.db.fresh_log || queue.closing || queue.is_long() {
             drop(queue);
             self.work.notify_one();
             return None;
@@ -194,21 +196,18 @@ impl Inline<'_> {
 
 impl Drop for Inline<'_> {
     fn drop(&mut self) {
-        let (checkpoint, snapshot) = match &*self.shared.db.lock() {
-            Some(db) => (db.wants_checkpoint(), db.holds_snapshot()),
-            None => (false, false),
-        };
+        let state = self.shared.db_state();
         let mut queue = self.shared.queue.lock();
         put_back(&mut queue, &mut self.batch);
         queue.commits += 1;
-        queue.checkpoint |= checkpoint;
-        let wake = !queue.waiting.is_empty() || queue.checkpoint || queue.closing;
-        queue.turn = if wake { Turn::Thread } else { Turn::Free };
+        // The rest is for the store thread.
+        let more = !queue.waiting.is_empty() || state.long_log || queue.closing;
+        queue.turn = if more { Turn::Thread } else { Turn::Free };
         // Also to begin to watch over the read lock.
-        if wake || snapshot && !queue.snapshot {
+        if more || state.snapshot && !queue.db.snapshot {
             self.shared.work.notify_one();
         }
-        queue.snapshot = snapshot;
+        queue.db = state;
         self.shared.quiet.notify_all();
         if queue.ended {
             // Only thinkable after a panic of the store thread.

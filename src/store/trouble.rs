@@ -166,7 +166,7 @@ impl Kind {
             }
             Kind::Device => format!(
                 "look for errors of the disk or the file system of '{db}' (dmesg) and for limits \
-                 of file sizes and quotas"
+                 of file sizes and quotas; if it lasts although that is fine, restart pmxcfs"
             ),
             Kind::ReadOnly => format!(
                 "'{db}' cannot be written: see whether its file system became read-only (dmesg) or \
