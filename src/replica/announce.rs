@@ -28,6 +28,12 @@ pub trait Barrier: Send + Sync {
     /// Returns when the kernel has finished the operation. May take as long as another operation
     /// holds the directory.
     fn settle(&self, change: &Change);
+
+    /// Makes a change visible of which the kernel does not know. May take as long as [`settle`]
+    /// does, and as long as somebody else writes to the same file.
+    ///
+    /// [`settle`]: Barrier::settle
+    fn invalidate(&self, change: &Change);
 }
 
 /// Where announcements go: counters and guest list.
@@ -40,6 +46,8 @@ type Waiter = Box<dyn FnOnce() + Send>;
 enum Job {
     /// Settle the change, then announce its effects.
     Change(Box<Change>),
+    /// Have the kernel forget what it changed, then announce.
+    Refused(Box<Change>),
     /// Announce only, in turn.
     Effects(Effects),
     Stop,
@@ -142,6 +150,14 @@ impl Announcer {
         move || shared.push(Job::Change(change))
     }
 
+    /// Announces a change whose caller is told that it failed, although it is in the tree and will
+    /// be in the database later: the kernel believes the caller and has to be corrected. To be
+    /// called **before** the answer.
+    pub fn refused(&self, change: Box<Change>) {
+        self.shared.promised.fetch_add(1, SeqCst);
+        self.shared.push(Job::Refused(change));
+    }
+
     /// Calls `ready` when everything promised until now is announced: at once if nothing is under
     /// way, else from another thread, after [`PATIENCE`] at the latest.
     pub fn when_announced(&self, ready: Waiter) {
@@ -189,6 +205,13 @@ fn announce_loop(shared: &Shared) {
                 let barrier = shared.barrier.lock().clone();
                 if let Some(barrier) = barrier {
                     barrier.settle(&change);
+                }
+                (shared.sink)(&change.effects);
+            }
+            Some(Job::Refused(change)) => {
+                let barrier = shared.barrier.lock().clone();
+                if let Some(barrier) = barrier {
+                    barrier.invalidate(&change);
                 }
                 (shared.sink)(&change.effects);
             }
@@ -252,6 +275,10 @@ mod tests {
     impl Barrier for Gate {
         fn settle(&self, _: &Change) {
             let _ = self.0.lock().recv();
+        }
+
+        fn invalidate(&self, change: &Change) {
+            self.settle(change);
         }
     }
 
@@ -319,6 +346,21 @@ mod tests {
         announcer.when_announced(Box::new(move || tx.send(()).unwrap()));
         rx.recv_timeout(Duration::from_secs(5)).unwrap();
         assert_eq!(count.load(SeqCst), 0);
+        announcer.stop();
+    }
+
+    #[test]
+    fn a_refused_change_is_announced_when_the_kernel_has_forgotten() {
+        let (announcer, count) = announcer();
+        let (open, gate) = mpsc::channel();
+        announcer.set_barrier(Arc::new(Gate(Mutex::new(gate))));
+        announcer.refused(change());
+        assert!(announcer.pending());
+        let (tx, rx) = mpsc::channel();
+        let seen = count.clone();
+        announcer.when_announced(Box::new(move || tx.send(seen.load(SeqCst)).unwrap()));
+        open.send(()).unwrap();
+        assert_eq!(rx.recv_timeout(Duration::from_secs(5)).unwrap(), 1);
         announcer.stop();
     }
 

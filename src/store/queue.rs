@@ -8,8 +8,8 @@
 #![forbid(unsafe_code)]
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
@@ -29,6 +29,9 @@ const INLINE_CHANGES: usize = 32;
 const INLINE_BYTES: usize = 64 << 10;
 /// An empty queue keeps memory for that many changes.
 const KEPT_CAPACITY: usize = 64;
+
+/// Called with a change before its ticket says that it failed, although it stays queued.
+type OnRefusal = Box<dyn Fn(&Change) + Send + Sync>;
 
 pub(super) struct Pending {
     pub(super) change: Change,
@@ -97,6 +100,7 @@ pub(super) struct Shared {
     /// The queue ran empty, or the thread has ended, or is in trouble.
     pub(super) quiet: Condvar,
     pub(super) errors: Arc<AtomicBool>,
+    on_refusal: OnceLock<OnRefusal>,
 }
 
 impl Shared {
@@ -112,6 +116,7 @@ impl Shared {
             work: Condvar::new(),
             quiet: Condvar::new(),
             errors: Arc::default(),
+            on_refusal: OnceLock::new(),
         }
     }
 
@@ -121,6 +126,16 @@ impl Shared {
             Some(db) => db.commit(batch.iter().map(|pending| &pending.change)),
             // Not thinkable: it is closed when nothing waits and nothing more is accepted.
             None => Err(rusqlite::Error::InvalidQuery),
+        }
+    }
+
+    /// Tells those who still wait that they wait in vain. Their changes stay.
+    pub(super) fn send_away(&self, batch: &mut [Pending], answer: Error) {
+        for pending in batch.iter_mut().filter(|pending| pending.ticket.is_some()) {
+            if let Some(on_refusal) = self.on_refusal.get() {
+                on_refusal(&pending.change);
+            }
+            pending.answer(Err(answer));
         }
     }
 
@@ -320,6 +335,13 @@ impl StoreHandle {
     /// cleared when everything could be written after all.
     pub fn errors(&self) -> Arc<AtomicBool> {
         Arc::clone(&self.0.errors)
+    }
+
+    /// `hook` is called with each change whose ticket gets an error although the change is kept and
+    /// written later, before that ticket. It must be quick. Only the first hook counts.
+    pub fn on_refusal(&self, hook: impl Fn(&Change) + Send + Sync + 'static) {
+        // A second hook is a bug of the caller, but none that needs an answer.
+        let _ = self.0.on_refusal.set(Box::new(hook));
     }
 
     fn has_failed(&self) -> bool {

@@ -159,9 +159,7 @@ impl Worker {
             self.shared.quiet.notify_all();
         }
         if let Some(answer) = state.answer {
-            for pending in batch.iter_mut() {
-                pending.answer(Err(answer));
-            }
+            self.shared.send_away(batch, answer);
         }
         let mut queue = self.shared.queue.lock();
         if queue.closing && state.answer.is_some() {

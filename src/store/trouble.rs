@@ -80,8 +80,8 @@ impl Trouble {
             self.logged = Some(now);
             log::error!(
                 target: DOMAIN,
-                "unable to write to the database for {} s: {} - {}. {changes} change(s) wait, new \
-                 ones are refused until it works again",
+                "unable to write to the database (since {} s): {} - {}. {changes} change(s) wait, \
+                 new ones are refused until it works again",
                 lasted.as_secs(),
                 sqlite_text(error),
                 kind.way_out(&self.path)
