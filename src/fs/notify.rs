@@ -251,6 +251,10 @@ impl crate::replica::Barrier for Notifier {
     fn settle(&self, change: &Change) {
         Notifier::settle(self, change);
     }
+
+    fn invalidate(&self, change: &Change) {
+        Notifier::invalidate(self, change);
+    }
 }
 
 #[cfg(test)]
