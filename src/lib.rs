@@ -6,12 +6,14 @@
 //! * [`memdb`] – the tree: operations, paths and their classes, VMID rule, locks, digests. Pure.
 //! * [`store`] – `config.db`: schema, load, group commit, repair of what an ordinary client can break.
 //! * [`replica`] – the one door through which every change passes, local mode's implementation.
+//! * [`corosync`] – safe handles of corosync's client libraries: cpg, quorum, cmap.
 //! * [`status`] – members, file versions, guest list, cluster log, guest properties, tokens.
 //! * [`ipc`] – the libqb shared-memory transport and, apart from it, the operations.
 //! * [`fs`] – the FUSE view: inodes, links, dot files, permissions, cache rules.
 //! * [`daemon`] – start and stop order, lock, pid file, restart flag, signals, logging.
 #![deny(unsafe_code)]
 
+pub mod corosync;
 pub mod daemon;
 pub mod fs;
 pub mod ipc;

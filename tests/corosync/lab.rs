@@ -1,0 +1,198 @@
+//! Nodes in namespaces, and the probes that run in them.
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use super::probe;
+
+pub struct Lab {
+    id: String,
+    dir: PathBuf,
+    nodes: usize,
+}
+
+fn script() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("compat-tests/tools/lab.sh")
+}
+
+impl Lab {
+    /// Sets up nodes that know each other as the cluster `name`; nothing runs in them yet.
+    pub fn up(nodes: usize, name: &str) -> Lab {
+        let id = std::env::var("PMXCFS_COROSYNC_LABID").unwrap_or_else(|_| "100".into());
+        let dir = PathBuf::from(format!("/var/tmp/pmxcfs-corosync-{id}"));
+        let lab = Lab { id, dir, nodes };
+        lab.run(&["up", &nodes.to_string()]);
+        lab.edit_configuration("cluster_name: lab", &format!("cluster_name: {name}"));
+        lab
+    }
+
+    fn edit_configuration(&self, from: &str, to: &str) {
+        for node in 1..=self.nodes {
+            let path = self.dir.join(format!("node{node}/etccoro/corosync.conf"));
+            let text = std::fs::read_to_string(&path).unwrap();
+            std::fs::write(&path, text.replace(from, to)).unwrap();
+        }
+    }
+
+    /// Changes the configuration on all nodes and has it read again.
+    pub fn reload_corosync(&self, from: &str, to: &str) {
+        self.edit_configuration(from, to);
+        self.run(&["exec", "1", "corosync-cfgtool", "-R"]);
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new("bash");
+        command
+            .arg(script())
+            .args(args)
+            .env("LABID", &self.id)
+            .env("LAB", &self.dir);
+        command
+    }
+
+    fn run(&self, args: &[&str]) {
+        let output = self.command(args).stdin(Stdio::null()).output().unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "lab.sh {args:?}: {errors}");
+    }
+
+    pub fn start_corosync(&self, node: usize) {
+        self.run(&["exec", &node.to_string(), "corosync"]);
+    }
+
+    /// SIGKILL, and waits for the end.
+    pub fn kill_corosync(&self, node: usize) {
+        let namespace = format!("l{}n{node}", self.id);
+        let output = Command::new("ip")
+            .args(["netns", "pids", &namespace])
+            .output()
+            .unwrap();
+        for pid in String::from_utf8(output.stdout).unwrap().split_whitespace() {
+            let comm = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+            if comm.trim() != "corosync" {
+                continue;
+            }
+            let pid = nix::unistd::Pid::from_raw(pid.parse().unwrap());
+            nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+            let end = Instant::now() + Duration::from_secs(5);
+            // What remains until somebody waits for it has no memory any more.
+            while std::fs::read(format!("/proc/{pid}/maps")).is_ok_and(|maps| !maps.is_empty()) {
+                assert!(Instant::now() < end, "corosync {pid} does not end");
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+    }
+
+    /// Starts this test binary as a probe inside the node.
+    pub fn probe(&self, node: usize) -> Probe {
+        let exe = std::env::current_exe().unwrap();
+        let node_text = node.to_string();
+        let mut child = self
+            .command(&[
+                "exec",
+                &node_text,
+                exe.to_str().unwrap(),
+                "--exact",
+                "probe",
+                "--nocapture",
+            ])
+            .env(probe::SWITCH, "1")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (send, lines) = channel();
+        let output = BufReader::new(child.stdout.take().unwrap());
+        std::thread::spawn(move || {
+            for line in output.lines().map_while(Result::ok) {
+                if let Some(event) = line.strip_prefix(probe::MARK) {
+                    let _ = send.send(event.to_owned());
+                }
+            }
+        });
+        let input = child.stdin.take();
+        Probe {
+            node,
+            child,
+            input,
+            lines,
+            log: Vec::new(),
+        }
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        let _ = self.command(&["down"]).stdin(Stdio::null()).output();
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+/// A probe and what it has said.
+pub struct Probe {
+    node: usize,
+    child: Child,
+    input: Option<ChildStdin>,
+    lines: Receiver<String>,
+    /// Lines nobody has waited for.
+    log: Vec<String>,
+}
+
+impl Probe {
+    pub fn tell(&mut self, command: &str) {
+        writeln!(self.input.as_mut().unwrap(), "{command}").unwrap();
+    }
+
+    pub fn wait(&mut self, line: &str, limit: Duration) {
+        self.take(limit, |l| l == line);
+    }
+
+    /// Takes the first line that fits out of those that came, or waits for it.
+    pub fn take(&mut self, limit: Duration, wanted: impl Fn(&str) -> bool) -> String {
+        let end = Instant::now() + limit;
+        let mut at = 0;
+        loop {
+            if let Some(found) = self.log[at..].iter().position(|l| wanted(l)) {
+                return self.log.remove(at + found);
+            }
+            at = self.log.len();
+            match self
+                .lines
+                .recv_timeout(end.saturating_duration_since(Instant::now()))
+            {
+                Ok(line) => self.log.push(line),
+                Err(err) => panic!(
+                    "node {}: {err} ({limit:?}), log: {:#?}",
+                    self.node, self.log
+                ),
+            }
+        }
+    }
+
+    /// Is such a line among those nobody has waited for?
+    pub fn said(&mut self, line: &str) -> bool {
+        self.log.extend(self.lines.try_iter());
+        self.log.iter().any(|l| l == line)
+    }
+
+    /// Forgets what was said until now.
+    pub fn forget(&mut self) {
+        self.lines.try_iter().for_each(drop);
+        self.log.clear();
+    }
+
+    pub fn end(&mut self) {
+        self.input = None;
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Probe {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
