@@ -3,16 +3,32 @@
 //! Pure: no I/O, no clock, no thread. Time, writer and randomness come in as arguments.
 #![forbid(unsafe_code)]
 
+mod alias;
+mod apply;
 pub mod change;
+mod digest;
 pub mod entry;
 pub mod error;
+mod guests;
+pub mod index;
+pub mod load;
+mod local;
+mod locks;
+pub mod note;
 pub mod op;
 pub mod path;
+#[cfg(test)]
+mod tests;
 pub mod tree;
 
 pub use change::{Change, Effects, GuestEvent, RemovedEntry, RootRow, Row};
+pub use digest::Digest;
 pub use entry::{Entry, Inode, Kind, ROOT_INODE};
 pub use error::Error;
+pub use guests::{DuplicateGuest, Guest};
+pub use index::{Index, IndexError};
+pub use load::{LoadError, LoadRow, Loader};
+pub use note::LoadNote;
 pub use op::{Op, Stamp};
 pub use path::{GuestPath, GuestType, TreePath};
 pub use tree::Tree;

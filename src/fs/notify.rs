@@ -1,0 +1,128 @@
+//! What the kernel has to forget, and when it has caught up with us.
+//!
+//! Everything here may wait for the kernel, which may wait for the answer of a request: never call
+//! it from a worker, nor from a thread that completes changes.
+#![forbid(unsafe_code)]
+
+use std::sync::Arc;
+
+use super::inode::Link;
+use super::known::Inodes;
+use super::ops::{Ino, ROOT_INO};
+use crate::memdb::{Change, Inode, ROOT_INODE, TreePath};
+use crate::replica::SharedTree;
+
+/// The kernel's caches of one mount. What the kernel does not know is no error.
+pub trait Kernel: Send + Sync {
+    /// Drops cached attributes.
+    fn inval_attr(&self, ino: Ino);
+    /// Drops cached attributes and content (of a directory: its cached listing).
+    fn inval_content(&self, ino: Ino);
+    /// Drops what is known about a name, also that it does not exist. Waits until operations on
+    /// names in this directory that are under way have ended.
+    fn inval_entry(&self, dir: Ino, name: &[u8]);
+}
+
+/// A name that no client can create: it holds a slash.
+const NEVER: &[u8] = b"/";
+
+/// Keeps the kernel's caches true.
+#[derive(Clone)]
+pub struct Notifier {
+    kernel: Arc<dyn Kernel>,
+    inodes: Arc<Inodes>,
+    tree: SharedTree,
+}
+
+impl Notifier {
+    pub(super) fn new(kernel: Arc<dyn Kernel>, inodes: Arc<Inodes>, tree: SharedTree) -> Self {
+        Notifier { kernel, inodes, tree }
+    }
+
+    /// Quorum came or went: every mode has changed. To be called after `Replica::quorate` answers
+    /// the new value.
+    pub fn quorum_changed(&self) {
+        let known = self.inodes.lock().inos();
+        // At once for what the kernel has, …
+        self.inval_attrs(&known);
+        // … and again once the look-ups have arrived that were answered with an old mode.
+        for dir in self.known_dirs(&known) {
+            self.kernel.inval_entry(dir, NEVER);
+        }
+        self.inval_attrs(&known);
+    }
+
+    fn inval_attrs(&self, known: &[Ino]) {
+        for &ino in known {
+            self.kernel.inval_attr(ino);
+        }
+        for link in Link::ALL {
+            self.kernel.inval_attr(link.ino());
+        }
+    }
+
+    fn known_dirs(&self, known: &[Ino]) -> Vec<Ino> {
+        let tree = self.tree.read();
+        let inodes = self.inodes.lock();
+        let is_dir = |ino: &Ino| {
+            let entry = inodes.numbers.to_tree(*ino).and_then(|inode| tree.get(inode));
+            entry.is_some_and(|entry| entry.is_dir())
+        };
+        known.iter().copied().filter(is_dir).chain([ROOT_INO]).collect()
+    }
+
+    /// A change that did not come through this mount: the kernel forgets what it changed. When
+    /// this returns, every new open, stat or listing sees the change.
+    pub fn invalidate(&self, change: &Change) {
+        for (dir, name) in self.names(change) {
+            self.kernel.inval_entry(dir, &name);
+            self.kernel.inval_content(dir);
+        }
+        if let Some(ino) = self.inodes.lock().numbers.known_to_kernel(change.inode) {
+            self.kernel.inval_content(ino);
+        }
+    }
+
+    /// A change that came through this mount: returns when the process that made it has brought
+    /// its name into the kernel's caches, which happens after the answer.
+    pub fn settle(&self, change: &Change) {
+        for (dir, name) in self.names(change) {
+            let unlocked = change.removed.as_ref().is_some_and(|removed| {
+                // A lock that expired is removed by setting its time; the kernel does not know.
+                change.put.is_none() && removed.path.is_below_lock_dir()
+            });
+            self.kernel.inval_entry(dir, if unlocked { &name } else { NEVER });
+        }
+    }
+
+    /// Returns when the operations on names in directory `dir` that have been answered are visible
+    /// to everybody on this node. Waits for those that are still under way, too.
+    pub fn barrier(&self, dir: Inode) {
+        if let Some(dir) = self.inodes.lock().numbers.known_to_kernel(dir) {
+            self.kernel.inval_entry(dir, NEVER);
+        }
+    }
+
+    /// The names a change touched: directory and last component.
+    fn names(&self, change: &Change) -> Vec<(Ino, Arc<[u8]>)> {
+        let tree = self.tree.read();
+        let inodes = self.inodes.lock();
+        let by_path = |path: &TreePath| {
+            let (dir, name) = path.split_last()?;
+            let dir = tree.lookup(&TreePath::new(dir))?;
+            Some((inodes.numbers.known_to_kernel(dir)?, Arc::from(name)))
+        };
+        let mut names = Vec::new();
+        if let Some(row) = change.put.as_ref().filter(|row| row.inode != ROOT_INODE) {
+            let dir = inodes.numbers.known_to_kernel(row.parent);
+            names.extend(dir.map(|dir| (dir, Arc::clone(&row.name))));
+        }
+        let removed = change.removed.as_ref().map(|removed| &removed.path);
+        for path in removed.into_iter().chain(&change.effects.touched) {
+            names.extend(by_path(path));
+        }
+        names.sort();
+        names.dedup();
+        names
+    }
+}

@@ -1,0 +1,232 @@
+//! The store thread.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use super::*;
+
+#[test]
+fn acknowledged_changes_are_there_after_a_crash() {
+    let mut lab = Lab::new();
+    for i in 0..50 {
+        lab.put(&format!("file{}", i % 7), format!("content {i}").as_bytes());
+        if i % 10 == 0 {
+            let (_dir, loaded) = lab.after_crash();
+            assert_eq!(loaded.tree.index(), lab.tree.index());
+        }
+    }
+}
+
+#[test]
+fn changes_that_wait_together_are_one_transaction() {
+    let mut lab = Lab::new();
+    // Keeps the thread waiting until all of the next changes are queued.
+    let foreign = rusqlite::Connection::open(lab.path()).unwrap();
+    foreign.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let first = lab.start(Op::Mkdir { path: p("first") });
+    std::thread::sleep(Duration::from_millis(50));
+    let mut results = vec![first];
+    for op in [
+        Op::Create { path: p("a") },
+        Op::Write {
+            path: p("a"),
+            offset: 0,
+            data: b"one".to_vec(),
+            truncate: false,
+        },
+        Op::Write {
+            path: p("a"),
+            offset: 3,
+            data: b"two".to_vec(),
+            truncate: false,
+        },
+        Op::Create { path: p("b") },
+        Op::Rename {
+            from: p("a"),
+            to: p("b"),
+        },
+        Op::Create { path: p("gone") },
+        Op::Delete { path: p("gone") },
+        Op::SetMtime {
+            path: p("first"),
+            mtime: 7,
+        },
+        Op::Mkdir { path: p("dir") },
+        Op::Delete { path: p("dir") },
+        Op::Mkdir { path: p("dir") },
+    ] {
+        results.push(lab.start(op));
+    }
+    foreign.execute_batch("COMMIT").unwrap();
+    for result in results {
+        result
+            .recv_timeout(Duration::from_secs(5))
+            .unwrap()
+            .unwrap();
+    }
+    lab.store.flush();
+    let (_dir, loaded) = lab.after_crash();
+    assert_eq!(loaded.tree.index(), lab.tree.index());
+    assert_eq!(loaded.tree.read(&p("b")).unwrap()[..], *b"onetwo");
+    assert_eq!(loaded.tree.len(), 4);
+}
+
+#[test]
+fn tickets_come_in_order() {
+    let mut lab = Lab::new();
+    let (tx, rx) = mpsc::channel();
+    for i in 0..200 {
+        let change = lab
+            .tree
+            .apply_local(
+                &Op::Create {
+                    path: p(&format!("f{i}")),
+                },
+                1,
+            )
+            .unwrap();
+        let tx = tx.clone();
+        lab.store.enqueue(
+            change,
+            Box::new(move |result| tx.send((i, result)).unwrap()),
+        );
+    }
+    lab.store.flush();
+    let got: Vec<_> = rx.try_iter().collect();
+    assert_eq!(got, (0..200).map(|i| (i, Ok(()))).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_failed_write_refuses_all_that_follow() {
+    let mut lab = Lab::new();
+    lab.put("before", b"x");
+    rusqlite::Connection::open(lab.path())
+        .unwrap()
+        .execute_batch(
+            "CREATE TRIGGER full BEFORE INSERT ON tree WHEN NEW.name = 'bad' \
+             BEGIN SELECT RAISE(ABORT, 'disk full'); END",
+        )
+        .unwrap();
+    assert!(!lab.store.errors().load(Ordering::Acquire));
+    let bad = lab.start(Op::Create { path: p("bad") });
+    assert_eq!(bad.recv().unwrap(), Err(Error::Io));
+    assert!(lab.store.errors().load(Ordering::Acquire));
+    let after = lab.start(Op::Create { path: p("after") });
+    assert_eq!(after.recv().unwrap(), Err(Error::Io));
+    assert!(lab.store.shutdown(Duration::from_secs(5)));
+    let refused = lab.start(Op::Create { path: p("late") });
+    assert_eq!(refused.recv().unwrap(), Err(Error::Io));
+    let names: Vec<Value> = raw_rows(&lab.path())
+        .into_iter()
+        .map(|mut row| row.remove(6))
+        .collect();
+    assert_eq!(
+        names,
+        [
+            Value::Blob(b"__version__".to_vec()),
+            Value::Blob(b"before".to_vec())
+        ]
+    );
+}
+
+#[test]
+fn shutdown_writes_all_and_leaves_only_the_database() {
+    let mut lab = Lab::new();
+    let mut last = None;
+    for i in 0..100 {
+        last = Some(lab.start(Op::Create {
+            path: p(&format!("f{i}")),
+        }));
+    }
+    assert!(lab.store.shutdown(Duration::from_secs(5)));
+    assert_eq!(last.unwrap().try_recv(), Ok(Ok(())));
+    assert!(!lab.dir.path().join("config.db-wal").exists());
+    assert!(!lab.dir.path().join("config.db-shm").exists());
+    let (_, loaded) = Store::open(&lab.path(), 1).unwrap();
+    assert_eq!(loaded.tree.index(), lab.tree.index());
+}
+
+/// Shutdown is bounded although a foreign process holds a lock.
+#[test]
+fn shutdown_is_bounded() {
+    let mut lab = Lab::new();
+    let foreign = rusqlite::Connection::open(lab.path()).unwrap();
+    foreign.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let result = lab.start(Op::Create { path: p("f") });
+    let start = Instant::now();
+    assert!(!lab.store.shutdown(Duration::from_millis(100)));
+    assert!(start.elapsed() < Duration::from_secs(2));
+    foreign.execute_batch("ROLLBACK").unwrap();
+    assert!(lab.store.shutdown(Duration::from_secs(10)));
+    assert_eq!(result.recv().unwrap(), Ok(()));
+}
+
+/// The C daemon loses everything after this (database.md 2): a foreign process that reads the
+/// database beside it takes itself for the last user and removes the log.
+#[test]
+fn a_foreign_reader_takes_nothing_away() {
+    let mut lab = Lab::new();
+    for round in 0..3 {
+        lab.put("before", format!("round {round}").as_bytes());
+        for sql in ["SELECT count(*) FROM tree", ".dump"] {
+            let out = Command::new("sqlite3")
+                .arg(lab.path())
+                .arg(sql)
+                .output()
+                .unwrap();
+            assert!(
+                out.status.success(),
+                "{}",
+                String::from_utf8_lossy(&out.stderr)
+            );
+            assert!(!out.stdout.is_empty());
+        }
+        assert!(lab.dir.path().join("config.db-wal").exists());
+        lab.put("after", format!("round {round}").as_bytes());
+        let (_dir, loaded) = lab.after_crash();
+        assert_eq!(loaded.tree.index(), lab.tree.index(), "round {round}");
+    }
+}
+
+/// The log does not grow without bound, although SQLite's own checkpoints are off.
+#[test]
+fn the_log_is_moved_into_the_database() {
+    let mut lab = Lab::new();
+    for i in 0..40 {
+        lab.put("big", &vec![i as u8; 1 << 20]);
+    }
+    lab.store.flush();
+    let wal = std::fs::metadata(lab.dir.path().join("config.db-wal"))
+        .unwrap()
+        .len();
+    assert!(wal < 8 << 20, "log has {wal} bytes");
+    let (_dir, loaded) = lab.after_crash();
+    assert_eq!(loaded.tree.index(), lab.tree.index());
+}
+
+/// Not a limit, a number to look at: one committed change of two rows, and the thread hop.
+#[test]
+fn prints_the_time_of_a_change() {
+    let mut lab = Lab::new();
+    lab.put("file", &[7; 1024]);
+    let rounds = 2000;
+    let mut times: Vec<Duration> = (0..rounds)
+        .map(|i| {
+            let data = vec![i as u8; 1024];
+            let op = Op::Write {
+                path: p("file"),
+                offset: 0,
+                data,
+                truncate: false,
+            };
+            let start = Instant::now();
+            lab.run(op);
+            start.elapsed()
+        })
+        .collect();
+    times.sort();
+    println!(
+        "store: overwrite of 1 KiB, median {:?}, 99 % {:?}",
+        times[1000], times[1980]
+    );
+}
