@@ -6,6 +6,7 @@
 //! * [`memdb`] – the tree: operations, paths and their classes, VMID rule, locks, digests. Pure.
 //! * [`store`] – `config.db`: schema, load, group commit, repair of what an ordinary client can break.
 //! * [`replica`] – the one door through which every change passes, local mode's implementation.
+//! * [`dfsm`] – ordered replication: wire messages and the state machine of a group. Pure.
 //! * [`status`] – members, file versions, guest list, cluster log, guest properties, tokens.
 //! * [`ipc`] – the libqb shared-memory transport and, apart from it, the operations.
 //! * [`fs`] – the FUSE view: inodes, links, dot files, permissions, cache rules.
@@ -13,6 +14,7 @@
 #![deny(unsafe_code)]
 
 pub mod daemon;
+pub mod dfsm;
 pub mod fs;
 pub mod ipc;
 pub mod memdb;
