@@ -1,5 +1,8 @@
 //! The libqb shared-memory service `pve2`: [`server`] is the transport, [`service`] what it answers.
 
+pub mod message;
+pub mod service;
+
 /// Who sent a request. Fixed for the life of the connection (ipc-transport.md 5).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Client {

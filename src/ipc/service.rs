@@ -1,0 +1,193 @@
+//! What the service `pve2` answers (ipc-messages.md): the operations, apart from the transport.
+#![forbid(unsafe_code)]
+
+use std::sync::Arc;
+
+use super::message::{Guests, Request};
+use super::{Answer, Client, Service};
+use crate::memdb::TreePath;
+use crate::replica::SharedTree;
+use crate::status::guest_props::{PropertyCache, PropertyNames, config_path};
+use crate::status::{SetError, Status, token};
+
+/// Sends what clients change in the status to the other nodes. Results are not awaited.
+pub trait StatusReplica: Send + Sync {
+    /// A value of this node was set (empty: removed). Round-robin data and `nodeip` included.
+    fn kv_update(&self, key: &[u8], value: &[u8]);
+    /// An entry was logged: its binary form (cluster-sync.md 4.1).
+    fn log_entry(&self, entry: &[u8]);
+}
+
+/// Local mode: there is nobody to tell.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NoPeers;
+
+impl StatusReplica for NoPeers {
+    fn kv_update(&self, _key: &[u8], _value: &[u8]) {}
+    fn log_entry(&self, _entry: &[u8]) {}
+}
+
+/// Tells whether changes that writers were told about still wait to be announced.
+pub trait Pending: Send + Sync {
+    /// True while an announcement is on its way.
+    fn pending(&self) -> bool;
+}
+
+/// Announcements are made before the writer gets its answer: never pending.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NeverPending;
+
+impl Pending for NeverPending {
+    fn pending(&self) -> bool {
+        false
+    }
+}
+
+/// Seconds since the epoch.
+pub type Clock = Box<dyn Fn() -> u32 + Send>;
+
+/// Answers all operations from the tree and the status.
+pub struct ConfigService {
+    tree: SharedTree,
+    status: Arc<Status>,
+    replica: Arc<dyn StatusReplica>,
+    pending: Arc<dyn Pending>,
+    clock: Clock,
+    properties: PropertyCache,
+    token_path: TreePath,
+}
+
+/// Outcome of one operation: 0 or a (positive) errno.
+type Outcome = Result<(), i32>;
+
+impl ConfigService {
+    /// A service on the given parts. `clock` gives the current time.
+    pub fn new(
+        tree: SharedTree,
+        status: Arc<Status>,
+        replica: Arc<dyn StatusReplica>,
+        pending: Arc<dyn Pending>,
+        clock: Clock,
+    ) -> Self {
+        let token_path = TreePath::new(b"priv/token.cfg");
+        let properties = PropertyCache::default();
+        ConfigService {
+            tree,
+            status,
+            replica,
+            pending,
+            clock,
+            properties,
+            token_path,
+        }
+    }
+
+    fn answer(&mut self, client: &Client, request: Request<'_>, out: &mut Vec<u8>) -> Outcome {
+        match request {
+            Request::FsVersion => out.extend_from_slice(&self.status.version_text()),
+            Request::ClusterInfo => out.extend_from_slice(&self.status.members_text()),
+            Request::GuestList => out.extend_from_slice(&self.status.vmlist_text()),
+            Request::SetStatus { key, value } => self.set_status(key, value)?,
+            Request::GetStatus { key, node } => {
+                out.extend_from_slice(&self.status.get_kv(key, node).ok_or(libc::ENOENT)?);
+            }
+            Request::GetConfig { path } => out.extend_from_slice(&self.config(&path)?),
+            Request::LogClusterMsg {
+                priority,
+                ident,
+                tag,
+                message,
+            } => {
+                // A pid is never negative.
+                let pid = client.pid as u32;
+                let now = (self.clock)();
+                if let Some(entry) = self.status.log(ident, tag, pid, priority, message, now) {
+                    self.replica.log_entry(&entry);
+                }
+            }
+            Request::GetClusterLog { max, user } => {
+                out.extend_from_slice(&self.status.clusterlog_text(user, max));
+            }
+            Request::GetRrdDump => {
+                out.extend_from_slice(&self.status.rrd_text((self.clock)()));
+                // Always: clients take an empty answer for a failure.
+                out.push(0);
+            }
+            Request::GetGuestProperties { guests, names } => self.properties(guests, names, out)?,
+            Request::VerifyToken { token } => {
+                let file = self.config(&self.token_path)?;
+                if !token::verify(&file, token) {
+                    return Err(libc::ENOENT);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Content of a regular file.
+    fn config(&self, path: &TreePath) -> Result<Arc<[u8]>, i32> {
+        self.tree
+            .read()
+            .read(path)
+            .map(Arc::clone)
+            .ok_or(libc::ENOENT)
+    }
+
+    fn set_status(&self, key: &[u8], value: &[u8]) -> Outcome {
+        self.status
+            .set_kv(key, value, (self.clock)())
+            .map_err(SetError::errno)?;
+        self.replica.kv_update(key, value);
+        Ok(())
+    }
+
+    fn properties(
+        &mut self,
+        guests: Guests,
+        names: Option<PropertyNames>,
+        out: &mut Vec<u8>,
+    ) -> Outcome {
+        let (list, version) = self.status.guests();
+        match guests {
+            Guests::All => {
+                let names = names.ok_or(libc::EINVAL)?;
+                out.extend_from_slice(&self.properties.all(&names, &self.tree, &list, version));
+            }
+            Guests::One(vmid) => {
+                let guest = list.get(&vmid).ok_or(libc::ENOENT)?;
+                let names = names.ok_or(libc::EINVAL)?;
+                let config = self.config(&config_path(vmid, guest)).unwrap_or_default();
+                if config.is_empty() {
+                    return Err(libc::EIO);
+                }
+                out.extend_from_slice(&names.answer_one(vmid, &config));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Must the answer show every change that any writer was told about? Then it has to wait for the
+/// announcements on their way: clients compare versions to know what they have to read again.
+fn shows_announcements(request: &Request<'_>) -> bool {
+    matches!(
+        request,
+        Request::FsVersion | Request::GuestList | Request::GetGuestProperties { .. }
+    )
+}
+
+impl Service for ConfigService {
+    fn handle(&mut self, client: &Client, message: &[u8], last: bool, out: &mut Vec<u8>) -> Answer {
+        let request = match Request::parse(message, client.read_only) {
+            Ok(request) => request,
+            Err(refusal) => return Answer::Reply(-refusal.errno()),
+        };
+        if !last && shows_announcements(&request) && self.pending.pending() {
+            return Answer::Later;
+        }
+        match self.answer(client, request, out) {
+            Ok(()) => Answer::Reply(0),
+            Err(errno) => Answer::Reply(-errno),
+        }
+    }
+}
