@@ -7,6 +7,7 @@
 //! * [`store`] – `config.db`: schema, load, group commit, repair of what an ordinary client can break.
 //! * [`replica`] – the one door through which every change passes, local mode's implementation.
 //! * [`corosync`] – safe handles of corosync's client libraries: cpg, quorum, cmap.
+//! * [`dfsm`] – ordered replication: wire messages and the state machine of a group. Pure.
 //! * [`status`] – members, file versions, guest list, cluster log, guest properties, tokens.
 //! * [`ipc`] – the libqb shared-memory transport and, apart from it, the operations.
 //! * [`fs`] – the FUSE view: inodes, links, dot files, permissions, cache rules.
@@ -15,6 +16,7 @@
 
 pub mod corosync;
 pub mod daemon;
+pub mod dfsm;
 pub mod fs;
 pub mod ipc;
 pub mod memdb;
