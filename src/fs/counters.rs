@@ -74,7 +74,7 @@ impl RequestCounts {
         self.0[request as usize].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Kind and number, in the order of the protocol; a batch of FORGETs counts as one.
+    /// Kind and number, in the order of the protocol.
     pub fn snapshot(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
         NAMES.iter().zip(&self.0).map(|(name, n)| (*name, n.load(Ordering::Relaxed)))
     }

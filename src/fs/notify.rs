@@ -74,11 +74,16 @@ impl Notifier {
     /// A change that did not come through this mount: the kernel forgets what it changed. When
     /// this returns, every new open, stat or listing sees the change.
     pub fn invalidate(&self, change: &Change) {
+        let renamed = changes_names(change);
         for (dir, name) in self.names(change) {
-            self.kernel.inval_entry(dir, &name);
-            self.kernel.inval_content(dir);
+            // Waits for look-ups that were answered before the change, in any case.
+            self.kernel.inval_entry(dir, if renamed { &name } else { NEVER });
+            if renamed {
+                self.kernel.inval_content(dir);
+            }
         }
-        if let Some(ino) = self.inodes.lock().numbers.known_to_kernel(change.inode) {
+        let ino = self.inodes.lock().numbers.known_to_kernel(change.inode);
+        if let Some(ino) = ino {
             self.kernel.inval_content(ino);
         }
     }
@@ -86,11 +91,14 @@ impl Notifier {
     /// A change that came through this mount: returns when the process that made it has brought
     /// its name into the kernel's caches, which happens after the answer.
     pub fn settle(&self, change: &Change) {
+        if !changes_names(change) {
+            return;
+        }
+        let unlocked = change.removed.as_ref().is_some_and(|removed| {
+            // A lock that expired is removed by setting its time; the kernel does not know.
+            change.put.is_none() && removed.path.is_below_lock_dir()
+        });
         for (dir, name) in self.names(change) {
-            let unlocked = change.removed.as_ref().is_some_and(|removed| {
-                // A lock that expired is removed by setting its time; the kernel does not know.
-                change.put.is_none() && removed.path.is_below_lock_dir()
-            });
             self.kernel.inval_entry(dir, if unlocked { &name } else { NEVER });
         }
     }
@@ -103,7 +111,7 @@ impl Notifier {
         }
     }
 
-    /// The names a change touched: directory and last component.
+    /// Where a change happened: directory and last component.
     fn names(&self, change: &Change) -> Vec<(Ino, Arc<[u8]>)> {
         let tree = self.tree.read();
         let inodes = self.inodes.lock();
@@ -125,4 +133,11 @@ impl Notifier {
         names.dedup();
         names
     }
+}
+
+/// False for changes of content and times only.
+fn changes_names(change: &Change) -> bool {
+    // A new entry has the version as its inode; only a rename touches two paths.
+    let created = change.put.as_ref().is_some_and(|row| row.inode == row.version);
+    created || change.removed.is_some() || change.effects.touched.len() > 1
 }

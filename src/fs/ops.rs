@@ -140,8 +140,8 @@ pub struct StatFs {
 pub trait Operations: Send + Sync + 'static {
     /// Finds `name` in directory `dir`.
     fn lookup(&self, dir: Ino, name: &[u8], reply: Reply<Entry>);
-    /// The kernel dropped references: inode and their number.
-    fn forget(&self, dropped: &mut dyn Iterator<Item = (Ino, u64)>);
+    /// The kernel dropped `count` references to an inode.
+    fn forget(&self, ino: Ino, count: u64);
     /// Attributes.
     fn getattr(&self, ino: Ino, reply: Reply<AttrReply>);
     /// Changes attributes; answers with the new ones.

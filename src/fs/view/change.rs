@@ -285,10 +285,9 @@ impl Inner {
     }
 }
 
-/// Path of an entry of the tree. An entry that lost its name to another one has none.
+/// Path of an entry of the tree.
 fn path_to_change(tree: &Tree, inode: Inode) -> Result<TreePath, Errno> {
-    let path = tree.path_of(inode).ok_or(EIO)?;
-    if tree.lookup(&path) == Some(inode) { Ok(path) } else { Err(EACCES) }
+    tree.path_of(inode).ok_or(EIO)
 }
 
 fn truncation(path: TreePath, size: u64) -> Op {

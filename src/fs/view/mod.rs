@@ -249,11 +249,8 @@ impl Operations for View {
         }
     }
 
-    fn forget(&self, dropped: &mut dyn Iterator<Item = (Ino, u64)>) {
-        let mut known = self.0.inodes.lock();
-        for (ino, count) in dropped {
-            known.forget(ino, count);
-        }
+    fn forget(&self, ino: Ino, count: u64) {
+        self.0.inodes.lock().forget(ino, count);
     }
 
     fn getattr(&self, ino: Ino, reply: Reply<AttrReply>) {
