@@ -7,6 +7,7 @@
 //! * [`store`] – `config.db`: schema, load, group commit, repair of what an ordinary client can break.
 //! * [`replica`] – the one door through which every change passes, local mode's implementation.
 //! * [`dfsm`] – ordered replication: wire messages and the state machine of a group. Pure.
+//! * [`dcdb`], [`kvstore`] – the two replicated applications: the tree, the node status. Pure.
 //! * [`status`] – members, file versions, guest list, cluster log, guest properties, tokens.
 //! * [`ipc`] – the libqb shared-memory transport and, apart from it, the operations.
 //! * [`fs`] – the FUSE view: inodes, links, dot files, permissions, cache rules.
@@ -14,9 +15,11 @@
 #![deny(unsafe_code)]
 
 pub mod daemon;
+pub mod dcdb;
 pub mod dfsm;
 pub mod fs;
 pub mod ipc;
+pub mod kvstore;
 pub mod memdb;
 pub mod replica;
 pub mod status;
