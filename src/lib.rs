@@ -8,6 +8,7 @@
 //! * [`replica`] – the one door through which every change passes, local mode's implementation.
 //! * [`corosync`] – safe handles of corosync's client libraries: cpg, quorum, cmap.
 //! * [`dfsm`] – ordered replication: wire messages and the state machine of a group. Pure.
+//! * [`dcdb`], [`kvstore`] – the two replicated applications: the tree, the node status. Pure.
 //! * [`status`] – members, file versions, guest list, cluster log, guest properties, tokens.
 //! * [`ipc`] – the libqb shared-memory transport and, apart from it, the operations.
 //! * [`fs`] – the FUSE view: inodes, links, dot files, permissions, cache rules.
@@ -16,9 +17,11 @@
 
 pub mod corosync;
 pub mod daemon;
+pub mod dcdb;
 pub mod dfsm;
 pub mod fs;
 pub mod ipc;
+pub mod kvstore;
 pub mod memdb;
 pub mod replica;
 pub mod status;
