@@ -45,7 +45,7 @@ impl Lock {
                 Ok(()) => return Ok(Lock(file)),
                 Err(err) if attempt == LOCK_TRIES => return Err(StartError::Lock(err.into())),
                 Err(_) if attempt == 1 => {
-                    tracing::info!("unable to acquire pmxcfs lock - trying again");
+                    tracing::info!(target: "main", "unable to acquire pmxcfs lock - trying again");
                 }
                 Err(_) => {}
             }
@@ -73,7 +73,7 @@ impl Lock {
         };
         let at = UNIX_EPOCH + Duration::from_secs(u64::from(start));
         if let Err(err) = self.0.set_modified(at) {
-            tracing::warn!("unable to remember the start time on the lock file: {err}");
+            tracing::warn!(target: "main", "unable to remember the start time on the lock file: {err}");
         }
         start
     }

@@ -17,6 +17,7 @@ use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
 use tracing::span;
 use tracing::{Event, Level, Metadata, Subscriber};
+use tracing_log::NormalizeEvent;
 
 /// Longest text of one line in bytes.
 const MAX_TEXT: usize = 8192;
@@ -48,7 +49,7 @@ pub fn init(debug: bool) {
     if LOGGER.set(logger.clone()).is_ok() {
         // Fails only if somebody else installed a subscriber first: then his stays.
         let _ = tracing::subscriber::set_global_default(Front(logger));
-        let _ = tracing_log::LogTracer::init_with_filter(log::LevelFilter::Warn);
+        let _ = tracing_log::LogTracer::init_with_filter(log::LevelFilter::Debug);
     }
 }
 
@@ -66,12 +67,12 @@ pub fn set_debug(on: bool) {
         return;
     }
     if !on {
-        tracing::info!("disable debug mode");
+        tracing::info!(target: "main", "disable debug mode");
     }
     logger.debug.store(on, Relaxed);
     tracing::callsite::rebuild_interest_cache();
     if on {
-        tracing::info!("enable debug mode");
+        tracing::info!(target: "main", "enable debug mode");
     }
 }
 
@@ -170,21 +171,20 @@ impl Subscriber for Front {
     fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
 
     fn event(&self, event: &Event<'_>) {
-        let metadata = event.metadata();
-        let from_library = metadata.target() == "log";
+        // Events of the `log` crate carry their true target in fields.
+        let normalized = event.normalized_metadata();
+        let metadata = normalized.as_ref().unwrap_or_else(|| event.metadata());
+        if *metadata.level() > self.level() {
+            return;
+        }
+        let domain = DOMAINS.iter().copied().find(|d| *d == metadata.target());
         let level = match *metadata.level() {
             // What a library calls an error is not yet a failure of the daemon.
-            Level::ERROR if from_library => Level::WARN,
+            Level::ERROR if domain.is_none() => Level::WARN,
             level => level,
         };
-        let domain = match metadata.target() {
-            "log" => "fuse",
-            target => DOMAINS
-                .iter()
-                .copied()
-                .find(|d| *d == target)
-                .unwrap_or("main"),
-        };
+        let library = if metadata.target().starts_with("fuser") { "fuse" } else { "main" };
+        let domain = domain.unwrap_or(library);
         let mut text = Text::default();
         event.record(&mut text);
         let mut line = format!("[{domain}] {}: ", prio_name(level));

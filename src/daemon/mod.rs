@@ -3,13 +3,16 @@
 
 pub mod address;
 pub mod config;
+pub mod dots;
 pub mod files;
-pub mod import;
 pub mod logging;
+pub mod node;
 pub mod process;
+pub mod run;
 pub mod signals;
 
 pub use config::Config;
+pub use run::run;
 
 /// Why the daemon could not start. The text is what the admin sees, after `[main] crit: `.
 #[derive(Debug, thiserror::Error)]

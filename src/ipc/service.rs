@@ -147,19 +147,23 @@ impl ConfigService {
         names: Option<PropertyNames>,
         out: &mut Vec<u8>,
     ) -> Outcome {
-        let (list, version) = self.status.guests();
         match guests {
             Guests::All => {
                 let names = names.ok_or(libc::EINVAL)?;
+                let (list, version) = self.status.guests();
                 out.extend_from_slice(&self.properties.all(&names, &self.tree, &list, version));
             }
             Guests::One(vmid) => {
-                let guest = list.get(&vmid).ok_or(libc::ENOENT)?;
+                let config = {
+                    let tree = self.tree.read();
+                    let guest = tree.guest(vmid).ok_or(libc::ENOENT)?;
+                    tree.read(&config_path(vmid, guest)).map(Arc::clone)
+                };
                 let names = names.ok_or(libc::EINVAL)?;
-                let config = self.config(&config_path(vmid, guest)).unwrap_or_default();
-                if config.is_empty() {
-                    return Err(libc::EIO);
-                }
+                // The C daemon cannot tell an empty file from one that it failed to read.
+                let config = config
+                    .filter(|config| !config.is_empty())
+                    .ok_or(libc::EIO)?;
                 out.extend_from_slice(&names.answer_one(vmid, &config));
             }
         }
@@ -172,7 +176,12 @@ impl ConfigService {
 fn shows_announcements(request: &Request<'_>) -> bool {
     matches!(
         request,
-        Request::FsVersion | Request::GuestList | Request::GetGuestProperties { .. }
+        Request::FsVersion
+            | Request::GuestList
+            | Request::GetGuestProperties {
+                guests: Guests::All,
+                ..
+            }
     )
 }
 

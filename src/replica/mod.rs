@@ -37,5 +37,7 @@ pub trait Observer: Send + Sync {
 }
 
 pub mod announce;
+pub mod local;
 
 pub use announce::{Announcer, Barrier};
+pub use local::LocalReplica;

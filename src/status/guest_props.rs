@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::guests::{Guest, GuestMap};
 use super::json::{push_escaped, push_u64};
-use crate::memdb::{GuestType, Inode, ROOT_INODE, RootRow, Tree, TreePath};
+use crate::memdb::{self, GuestType, Inode, ROOT_INODE, RootRow, Tree, TreePath};
 use crate::replica::SharedTree;
 
 /// Guests whose config is picked while the tree is locked once: some ten microseconds.
@@ -124,7 +124,7 @@ fn is_space(byte: u8) -> bool {
 }
 
 /// Path of a guest's config.
-pub fn config_path(vmid: u32, guest: &Guest) -> TreePath {
+pub fn config_path(vmid: u32, guest: &memdb::Guest) -> TreePath {
     TreePath::new(format!("nodes/{}/{}/{vmid}.conf", guest.node, guest.kind.dir()).as_bytes())
 }
 

@@ -16,4 +16,4 @@ mod state;
 pub mod token;
 pub mod versions;
 
-pub use state::{SetError, Status};
+pub use state::{KvPair, SetError, Status};

@@ -14,7 +14,7 @@ use super::kvstore::{self, KvTable};
 use super::members::{ClusterInfo, Members};
 use super::rrd_data::RrdTable;
 use super::versions::{FileVersions, tracked};
-use crate::memdb::{Effects, GuestType};
+use crate::memdb::{Effects, ROOT_INODE, Tree};
 
 /// Log domain (daemon.md 7).
 const DOMAIN: &str = "status";
@@ -60,6 +60,9 @@ impl Text {
         self.0 = None;
     }
 }
+
+/// A key of the key/value store and its value.
+pub type KvPair = (Box<[u8]>, Arc<[u8]>);
 
 /// Everything `.version` tells about, so that it is always consistent.
 struct Core {
@@ -165,9 +168,18 @@ impl Status {
         core.version_text.clear();
     }
 
-    /// The database was loaded or replaced: every file counts as changed, the guest list is new.
-    /// `guests` is `None` if the tree has no directory `nodes`: the list stays then.
-    pub fn reloaded(&self, guests: Option<Vec<(u32, Arc<str>, GuestType)>>) {
+    /// The database was loaded or replaced: every file counts as changed, the guest list is new,
+    /// unless the tree has no directory `nodes`: the list stays then (status.md 5.2).
+    pub fn reloaded(&self, tree: &Tree) {
+        let nodes = tree
+            .child(ROOT_INODE, b"nodes")
+            .and_then(|inode| tree.get(inode));
+        let guests = nodes.filter(|nodes| nodes.is_dir()).map(|_| {
+            let guests = tree.guests();
+            guests
+                .map(|(vmid, guest)| (vmid, Arc::clone(&guest.node), guest.kind))
+                .collect()
+        });
         let mut core = self.core.lock();
         core.files.touch_all();
         if let Some(guests) = guests {
@@ -337,7 +349,7 @@ impl Status {
     }
 
     /// Every value of this node: what is sent again after a synchronisation (status.md 6.4).
-    pub fn own_kv(&self) -> Vec<(Box<[u8]>, Arc<[u8]>)> {
+    pub fn own_kv(&self) -> Vec<KvPair> {
         let core = self.core.lock();
         core.own
             .iter()

@@ -8,12 +8,14 @@
 #![forbid(unsafe_code)]
 
 mod commit;
+mod import;
 mod open;
 mod rows;
 #[cfg(test)]
 mod tests;
 mod thread;
 
+pub use import::{ImportError, import_dir};
 pub use open::{Loaded, OpenError, Store};
 pub use thread::{StoreHandle, Ticket};
 

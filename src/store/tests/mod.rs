@@ -2,6 +2,7 @@
 
 mod commit;
 mod golden;
+mod import;
 mod open;
 
 use std::path::{Path, PathBuf};
