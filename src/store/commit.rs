@@ -6,6 +6,7 @@ use std::collections::HashSet;
 use rusqlite::types::{Null, ToSqlOutput, ValueRef};
 use rusqlite::{Connection, Result, Statement};
 
+use super::thread::SyncRows;
 use crate::memdb::load::VERSION_ROW_NAME;
 use crate::memdb::{Change, Inode, RootRow, Row};
 
@@ -59,6 +60,36 @@ impl<'c> Writer<'c> {
         done
     }
 
+    /// Writes what a synchronisation changed, in one transaction. Returns about how many pages that
+    /// put into the log.
+    pub(super) fn sync(&mut self, rows: &SyncRows) -> Result<usize> {
+        self.begin.raw_execute()?;
+        let done = self
+            .write_sync(rows)
+            .and_then(|pages| self.commit.raw_execute().map(|_| pages));
+        if done.is_err() {
+            // As above.
+            let _ = self.rollback.raw_execute();
+        }
+        done
+    }
+
+    fn write_sync(&mut self, rows: &SyncRows) -> Result<usize> {
+        let mut pages = 1 + 3 * rows.delete.len();
+        for inode in &rows.delete {
+            self.delete.raw_bind_parameter(1, *inode as i64)?;
+            self.delete.raw_execute()?;
+        }
+        for row in &rows.put {
+            let data = row.data.as_deref().filter(|data| !data.is_empty());
+            self.store(numbers_of(row), &row.name, data, true)?;
+            pages += 3 + row.data.as_ref().map_or(0, |data| data.len() / PAGE);
+        }
+        // The version row gets the type of the message it came in: that of a directory.
+        self.put_root_as(rows.root, 4)?;
+        Ok(pages)
+    }
+
     fn write<'a>(
         &mut self,
         changes: impl DoubleEndedIterator<Item = &'a Change> + ExactSizeIterator,
@@ -93,26 +124,29 @@ impl<'c> Writer<'c> {
 
     fn put(&mut self, row: &Row) -> Result<()> {
         let data = row.data.as_deref().filter(|data| !data.is_empty());
-        let numbers = [
-            row.inode as i64,
-            row.parent as i64,
-            row.version as i64,
-            i64::from(row.writer),
-            i64::from(row.mtime),
-            i64::from(row.type_code),
-        ];
         // A new entry has the version of its creation as its inode.
-        self.store(numbers, &row.name, data, row.inode != row.version)
+        self.store(numbers_of(row), &row.name, data, row.inode != row.version)
     }
 
     /// Writes the version row.
     pub(super) fn put_root(&mut self, root: RootRow) -> Result<()> {
+        self.put_root_as(root, 8)
+    }
+
+    fn put_root_as(&mut self, root: RootRow, type_code: i64) -> Result<()> {
         let RootRow {
             version,
             writer,
             mtime,
         } = root;
-        let numbers = [0, 0, version as i64, i64::from(writer), i64::from(mtime), 8];
+        let numbers = [
+            0,
+            0,
+            version as i64,
+            i64::from(writer),
+            i64::from(mtime),
+            type_code,
+        ];
         self.store(numbers, VERSION_ROW_NAME, None, true)
     }
 
@@ -130,6 +164,18 @@ impl<'c> Writer<'c> {
         }
         bind_and_run(&mut self.replace, numbers, name, data).map(drop)
     }
+}
+
+/// The columns of a row that are numbers.
+fn numbers_of(row: &Row) -> [i64; 6] {
+    [
+        row.inode as i64,
+        row.parent as i64,
+        row.version as i64,
+        i64::from(row.writer),
+        i64::from(row.mtime),
+        i64::from(row.type_code),
+    ]
 }
 
 /// Runs a statement that takes all columns; returns the number of rows it changed.

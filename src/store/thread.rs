@@ -13,7 +13,7 @@ use rusqlite::Connection;
 use super::DOMAIN;
 use super::commit::Writer;
 use super::open::{Store, sqlite_text};
-use crate::memdb::{Change, Error};
+use crate::memdb::{Change, Error, Inode, RootRow, Row};
 
 /// Called exactly once: the change is in the database, or never will be ([`Error::Io`]).
 pub type Ticket = Box<dyn FnOnce(Result<(), Error>) + Send>;
@@ -21,12 +21,33 @@ pub type Ticket = Box<dyn FnOnce(Result<(), Error>) + Send>;
 /// Pages in the log from which on it is moved into the database (SQLite's own default).
 const CHECKPOINT_PAGES: usize = 1000;
 
+/// What a synchronisation changes: one transaction of its own.
+pub(super) struct SyncRows {
+    pub delete: Vec<Inode>,
+    pub put: Vec<Row>,
+    pub root: RootRow,
+}
+
+enum Write {
+    Change(Change),
+    Sync(SyncRows),
+    /// Ends what a failed synchronisation began.
+    Resume,
+}
+
 struct Pending {
-    change: Change,
+    write: Write,
     ticket: Ticket,
 }
 
 impl Pending {
+    fn change(&self) -> Option<&Change> {
+        match &self.write {
+            Write::Change(change) => Some(change),
+            Write::Sync(_) | Write::Resume => None,
+        }
+    }
+
     /// Calls the ticket. One that panics must not take the database from all the others.
     fn answer(self, result: Result<(), Error>) {
         if catch_unwind(AssertUnwindSafe(|| (self.ticket)(result))).is_err() {
@@ -83,13 +104,31 @@ impl StoreHandle {
     /// Queues a change; never waits. All changes that wait together become one transaction, in
     /// order; then their tickets are called in that order, on the store thread.
     pub fn enqueue(&self, change: Change, ticket: Ticket) {
+        self.push(Write::Change(change), ticket);
+    }
+
+    /// Queues the result of a synchronisation, in order with the changes: rows that are gone, rows
+    /// that are new or different, and the version row, in a transaction of their own. If that
+    /// fails, everything behind it is refused until [`StoreHandle::resume`], and the database is as
+    /// if the synchronisation had not begun: unlike a failed change this is no lasting error.
+    pub fn enqueue_sync(&self, delete: Vec<Inode>, put: Vec<Row>, root: RootRow, ticket: Ticket) {
+        self.push(Write::Sync(SyncRows { delete, put, root }), ticket);
+    }
+
+    /// What is queued from now on is written again after a synchronisation that could not be: what
+    /// is in memory is what is in the database.
+    pub fn resume(&self) {
+        self.push(Write::Resume, Box::new(|_| ()));
+    }
+
+    fn push(&self, write: Write, ticket: Ticket) {
         let mut queue = self.0.queue.lock();
         if queue.closing || queue.ended {
             drop(queue);
             ticket(Err(Error::Io));
             return;
         }
-        queue.waiting.push(Pending { change, ticket });
+        queue.waiting.push(Pending { write, ticket });
         // While the thread is busy it looks by itself before it sleeps.
         if !queue.busy {
             self.0.work.notify_one();
@@ -120,6 +159,11 @@ impl StoreHandle {
         true
     }
 
+    /// Has a write failed? Then no change may be accepted any more.
+    pub fn failed(&self) -> bool {
+        self.0.errors.load(Ordering::Acquire)
+    }
+
     /// The errors flag (database.md 9): set once a write has failed, never cleared. From then on
     /// memory and database differ and no change may be accepted.
     pub fn errors(&self) -> Arc<AtomicBool> {
@@ -143,19 +187,17 @@ impl Shared {
     fn serve(&self, conn: &Connection, mut writer: Writer<'_>) {
         let mut batch: Vec<Pending> = Vec::new();
         let mut pages = 0;
+        // A synchronisation failed: memory has gone on from there, the database has not.
+        let mut astray = false;
         while self.next(&mut batch) {
-            let mut result = Err(Error::Io);
-            if !self.errors.load(Ordering::Acquire) {
-                match writer.commit(batch.iter().map(|pending| &pending.change)) {
-                    Ok(written) => {
-                        pages += written;
-                        result = Ok(());
-                    }
-                    Err(error) => self.failed(&error),
+            while !batch.is_empty() {
+                let changes = batch.iter().take_while(|p| p.change().is_some()).count();
+                let part = &batch[..changes.max(1)];
+                let result = self.write(&mut writer, part, &mut astray);
+                for pending in batch.drain(..changes.max(1)) {
+                    pending.answer(result.map(drop));
                 }
-            }
-            for pending in batch.drain(..) {
-                pending.answer(result);
+                pages += result.unwrap_or(0);
             }
             // Only now: nobody waits for it but the next change.
             if pages >= CHECKPOINT_PAGES {
@@ -163,6 +205,48 @@ impl Shared {
                 checkpoint(conn);
             }
         }
+    }
+
+    /// Writes some changes, or the one other thing in `part`. Returns about how many pages that put
+    /// into the log.
+    fn write(
+        &self,
+        writer: &mut Writer<'_>,
+        part: &[Pending],
+        astray: &mut bool,
+    ) -> Result<usize, Error> {
+        if let [
+            Pending {
+                write: Write::Resume,
+                ..
+            },
+        ] = part
+        {
+            *astray = false;
+            return Ok(0);
+        }
+        if *astray || self.errors.load(Ordering::Acquire) {
+            return Err(Error::Io);
+        }
+        if let [
+            Pending {
+                write: Write::Sync(rows),
+                ..
+            },
+        ] = part
+        {
+            return writer.sync(rows).map_err(|error| {
+                let text = sqlite_text(&error);
+                log::error!(target: DOMAIN, "writing a synchronisation failed: {text}");
+                *astray = true;
+                Error::Io
+            });
+        }
+        let changes: Vec<&Change> = part.iter().filter_map(Pending::change).collect();
+        writer.commit(changes.into_iter()).map_err(|error| {
+            self.failed(&error);
+            Error::Io
+        })
     }
 
     /// Waits for changes and takes all of them; false if the end is asked for and all is written.

@@ -4,6 +4,7 @@ mod commit;
 mod golden;
 mod import;
 mod open;
+mod sync;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
