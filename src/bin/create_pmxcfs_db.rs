@@ -15,7 +15,9 @@ fn main() -> ExitCode {
         return ExitCode::from(FAILURE);
     };
     // Low 32 bits, as the database has it.
-    let now = SystemTime::UNIX_EPOCH.elapsed().map_or(0, |time| time.as_secs() as u32);
+    let now = SystemTime::UNIX_EPOCH
+        .elapsed()
+        .map_or(0, |time| time.as_secs() as u32);
     match pmxcfs::store::import_dir(Path::new(dir), Path::new(db), now) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -24,15 +24,19 @@ impl DotFiles for StatusDots {
         let (status, now) = (self.status.clone(), (self.clock)());
         match file {
             DotFile::Version => {
-                self.announcer.when_announced(Box::new(move || ready(status.version_text())));
+                self.announcer
+                    .when_announced(Box::new(move || ready(status.version_text())));
             }
             DotFile::Vmlist => {
-                self.announcer.when_announced(Box::new(move || ready(status.vmlist_text())));
+                self.announcer
+                    .when_announced(Box::new(move || ready(status.vmlist_text())));
             }
             DotFile::Members => ready(status.members_text()),
             DotFile::Rrd => ready(status.rrd_text(now)),
             DotFile::Clusterlog => ready(status.clusterlog_text(b"", CLUSTERLOG_ENTRIES)),
-            DotFile::Debug => ready(Arc::from(if logging::debug() { b"1\n" } else { b"0\n" }.as_slice())),
+            DotFile::Debug => ready(Arc::from(
+                if logging::debug() { b"1\n" } else { b"0\n" }.as_slice(),
+            )),
         }
     }
 

@@ -183,7 +183,11 @@ impl Subscriber for Front {
             Level::ERROR if domain.is_none() => Level::WARN,
             level => level,
         };
-        let library = if metadata.target().starts_with("fuser") { "fuse" } else { "main" };
+        let library = if metadata.target().starts_with("fuser") {
+            "fuse"
+        } else {
+            "main"
+        };
         let domain = domain.unwrap_or(library);
         let mut text = Text::default();
         event.record(&mut text);

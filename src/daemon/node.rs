@@ -1,7 +1,7 @@
 //! One running node: its parts, in the order in which they start and stop.
 #![forbid(unsafe_code)]
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -15,7 +15,7 @@ const COROSYNC_CONF: &[u8] = b"corosync.conf";
 const HOST_COROSYNC_CONF: &str = "/etc/corosync/corosync.conf";
 use super::run::Prepared;
 use super::{StartError, signals};
-use crate::fs::{Inodes, Served, View, ViewConfig};
+use crate::fs::{Inodes, Served, Tuning, View, ViewConfig};
 use crate::ipc::server::{Server, ServerHandle};
 use crate::ipc::service::{ConfigService, NoPeers, Pending};
 use crate::memdb::{Tree, TreePath};
@@ -31,6 +31,7 @@ const STORE_LIMIT: Duration = Duration::from_secs(3);
 pub struct Node {
     ipc: ServerHandle,
     mount: Served,
+    mountpoint: PathBuf,
     replica: Arc<LocalReplica>,
     announcer: Arc<Announcer>,
     store: StoreHandle,
@@ -41,7 +42,13 @@ pub struct Node {
 impl Node {
     /// Steps 10 to 21 of daemon.md 3, in the process that stays.
     pub fn start(config: &Config, prepared: Prepared) -> Result<Self, StartError> {
-        let Prepared { lock, node_name, node_ip: _, www_gid, first_pid } = prepared;
+        let Prepared {
+            lock,
+            node_name,
+            node_ip: _,
+            www_gid,
+            first_pid,
+        } = prepared;
         let clock: Clock = Arc::new(|| unix_time(SystemTime::now()));
         let starttime = lock.start_time();
         let status = Arc::new(Status::new(&node_name, u64::from(starttime), first_pid));
@@ -49,15 +56,20 @@ impl Node {
         let (store, tree) = open_database(config, &clock)?;
         let local = is_local(config, &tree);
         status.set_quorate(local);
-        publish(&status, &tree);
+        status.reloaded(&tree);
         let tree: SharedTree = Arc::new(RwLock::new(tree));
-        let store = store
-            .spawn()
-            .map_err(|source| StartError::Thread { name: "store", source })?;
+        let store = store.spawn().map_err(|source| StartError::Thread {
+            name: "store",
+            source,
+        })?;
 
         let sink = status.clone();
-        let announcer = Announcer::start(Arc::new(move |effects| sink.announce(effects)))
-            .map_err(|source| StartError::Thread { name: "notify", source })?;
+        let announcer = Announcer::start(Arc::new(move |effects| sink.announce(effects))).map_err(
+            |source| StartError::Thread {
+                name: "notify",
+                source,
+            },
+        )?;
         let replica = Arc::new(LocalReplica::new(Parts {
             tree: tree.clone(),
             store: store.clone(),
@@ -74,31 +86,48 @@ impl Node {
         let inodes = Arc::new(Inodes::default());
         replica.observe(inodes.clone());
         let view = View::new(
-            ViewConfig { node: node_name, gid: www_gid },
+            ViewConfig {
+                node: node_name,
+                gid: www_gid,
+            },
             tree.clone(),
             replica.clone(),
             Arc::new(dots),
             inodes,
         );
         let mount = mount(config, view)?;
-        announcer.set_barrier(Arc::new(mount.notifier()));
+        announcer.set_barrier(Arc::new(mount.notifier.clone()));
 
         let ipc = match serve_ipc(config, www_gid, tree, status, &announcer, clock) {
             Ok(ipc) => ipc,
             Err(err) => {
-                mount.unmount();
+                unmount(&config.mountpoint);
                 store.shutdown(STORE_LIMIT);
                 return Err(err);
             }
         };
-        Ok(Node { ipc, mount, replica, announcer, store, _lock: lock })
+        let mountpoint = config.mountpoint.clone();
+        Ok(Node {
+            ipc,
+            mount,
+            mountpoint,
+            replica,
+            announcer,
+            store,
+            _lock: lock,
+        })
+    }
+
+    /// Logs how many requests of each kind the kernel has sent: whether its caches work.
+    pub fn report(&self) {
+        tracing::info!(target: "main", "FUSE requests: {}", self.mount.requests);
     }
 
     /// Steps 3 to 6 of daemon.md 6. Every change that was answered is in the database; those under
     /// way are written and answered, later ones are refused.
     pub fn stop(self) {
         self.ipc.stop();
-        self.mount.unmount();
+        unmount(&self.mountpoint);
         self.replica.close();
         if !self.store.shutdown(STORE_LIMIT) {
             tracing::error!(
@@ -113,13 +142,15 @@ impl Node {
 /// Opens and loads the database, and imports the host's corosync.conf into a new one.
 fn open_database(config: &Config, clock: &Clock) -> Result<(Store, Tree), StartError> {
     let path = &config.database;
-    let (store, loaded) = Store::open(path, clock())
-        .map_err(|_| StartError::Database(path.display().to_string()))?;
+    let (store, loaded) =
+        Store::open(path, clock()).map_err(|_| StartError::Database(path.display().to_string()))?;
     let mut tree = loaded.tree;
     if loaded.created && !config.local {
         if let Ok(data) = std::fs::read(Path::new(HOST_COROSYNC_CONF)) {
             let import = |tree: &mut Tree| {
-                let changes = tree.import(&TreePath::new(COROSYNC_CONF), &data, clock()).ok()?;
+                let changes = tree
+                    .import(&TreePath::new(COROSYNC_CONF), &data, clock())
+                    .ok()?;
                 store.commit(&changes).ok()
             };
             import(&mut tree).ok_or(StartError::Import)?;
@@ -148,22 +179,19 @@ fn is_local(config: &Config, tree: &Tree) -> bool {
     }
 }
 
-/// The state after loading: all files count as changed once, the guest list is that of the tree.
-fn publish(status: &Status, tree: &Tree) {
-    let has_nodes = tree
-        .lookup(&TreePath::new(b"nodes"))
-        .and_then(|inode| tree.get(inode))
-        .is_some_and(|entry| entry.is_dir());
-    let guests = has_nodes.then(|| {
-        tree.guests().map(|(vmid, guest)| (vmid, guest.node.clone(), guest.kind)).collect()
-    });
-    status.reloaded(guests);
+fn mount(config: &Config, view: View) -> Result<Served, StartError> {
+    let device = crate::fs::mount::mount(&config.mountpoint)
+        .map_err(|err| StartError::Mount(err.to_string()))?;
+    crate::fs::serve(device, view, Tuning::default(), signals::terminate_self).map_err(|err| {
+        unmount(&config.mountpoint);
+        StartError::Fuse(err)
+    })
 }
 
-fn mount(config: &Config, view: View) -> Result<Served, StartError> {
-    let mountpoint = crate::fs::mount::mount(&config.mountpoint)
-        .map_err(|err| StartError::Mount(err.to_string()))?;
-    crate::fs::serve(view, mountpoint, signals::terminate_self).map_err(StartError::Fuse)
+fn unmount(mountpoint: &Path) {
+    if let Err(err) = crate::fs::mount::unmount(mountpoint) {
+        tracing::error!(target: "main", "unable to unmount '{}': {err}", mountpoint.display());
+    }
 }
 
 /// Announcements as the IPC service asks for them.

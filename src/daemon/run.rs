@@ -81,7 +81,10 @@ struct Failure {
 
 /// Name, address, group, directories, lock.
 fn prepare(config: &Config) -> Result<Prepared, Failure> {
-    let early = |error| Failure { error, locked: false };
+    let early = |error| Failure {
+        error,
+        locked: false,
+    };
     let node_name = match &config.node_name {
         Some(name) => name.clone(),
         None => address::node_name().map_err(early)?,
@@ -100,9 +103,17 @@ fn prepare(config: &Config) -> Result<Prepared, Failure> {
     };
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o027));
     files::make_directories(config, www_gid);
-    let lock = Lock::acquire(&config.lock_file())
-        .map_err(|error| Failure { error, locked: true })?;
-    Ok(Prepared { lock, node_name, node_ip, www_gid, first_pid: std::process::id() })
+    let lock = Lock::acquire(&config.lock_file()).map_err(|error| Failure {
+        error,
+        locked: true,
+    })?;
+    Ok(Prepared {
+        lock,
+        node_name,
+        node_ip,
+        www_gid,
+        first_pid: std::process::id(),
+    })
 }
 
 /// Forks unless in the foreground, starts everything, waits for the signal, stops everything.
@@ -128,7 +139,9 @@ fn serve(config: &Config, prepared: Prepared) -> Result<(), StartError> {
         node.stop();
         return Err(StartError::Pipe(err));
     }
-    terminator.wait().map_err(StartError::Signals)?;
+    terminator
+        .wait(|| node.report())
+        .map_err(StartError::Signals)?;
     stop(config, node, www_gid);
     Ok(())
 }

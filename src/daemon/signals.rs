@@ -1,5 +1,5 @@
-//! Signals: TERM, INT and HUP end the daemon in order; everything else has its default
-//! (daemon.md 6; Rust ignores PIPE already).
+//! Signals: TERM, INT and HUP end the daemon in order, USR1 logs what the kernel asked so far;
+//! everything else has its default (daemon.md 6; Rust ignores PIPE already).
 #![forbid(unsafe_code)]
 
 use std::io;
@@ -15,16 +15,26 @@ impl Terminator {
     /// Must be called before any thread is started: threads inherit the mask.
     pub fn install() -> io::Result<Self> {
         let mut set = SigSet::empty();
-        for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+        for signal in [
+            Signal::SIGTERM,
+            Signal::SIGINT,
+            Signal::SIGHUP,
+            Signal::SIGUSR1,
+        ] {
             set.add(signal);
         }
         set.thread_block()?;
         Ok(Terminator(set))
     }
 
-    /// Waits for one of the signals.
-    pub fn wait(&self) -> io::Result<Signal> {
-        Ok(self.0.wait()?)
+    /// Waits for a signal that ends the daemon; calls `report` for each USR1 before.
+    pub fn wait(&self, report: impl Fn()) -> io::Result<Signal> {
+        loop {
+            match self.0.wait()? {
+                Signal::SIGUSR1 => report(),
+                signal => return Ok(signal),
+            }
+        }
     }
 }
 

@@ -13,10 +13,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{
     AccessFlags, BsdFileFlags, Config, FileAttr, FileHandle, FileType, Filesystem, FopenFlags,
-    Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags,
-    RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry,
-    ReplyIoctl, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request as FuseRequest, Session,
-    SessionACL, TimeOrNow, WriteFlags,
+    Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags,
+    ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyIoctl,
+    ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request as FuseRequest, Session, SessionACL,
+    TimeOrNow, WriteFlags,
 };
 
 use super::counters::{Request, RequestCounts};
@@ -46,7 +46,11 @@ pub struct Tuning {
 
 impl Default for Tuning {
     fn default() -> Self {
-        Tuning { workers: 4, clone_fd: false, answer_create: false }
+        Tuning {
+            workers: 4,
+            clone_fd: false,
+            answer_create: false,
+        }
     }
 }
 
@@ -70,7 +74,9 @@ impl Served {
     /// # Errors
     /// What ended the workers, if it was not the end of the mount.
     pub fn wait(self) -> io::Result<()> {
-        self.session.join().unwrap_or_else(|_| Err(io::Error::other("FUSE worker panicked")))
+        self.session
+            .join()
+            .unwrap_or_else(|_| Err(io::Error::other("FUSE worker panicked")))
     }
 }
 
@@ -86,8 +92,11 @@ pub fn serve(
     ended: impl FnOnce() + Send + 'static,
 ) -> io::Result<Served> {
     let requests = Arc::new(RequestCounts::default());
-    let adapter =
-        Adapter { view: view.clone(), requests: Arc::clone(&requests), tuning };
+    let adapter = Adapter {
+        view: view.clone(),
+        requests: Arc::clone(&requests),
+        tuning,
+    };
     let mut config = Config::default();
     config.acl = SessionACL::All;
     config.n_threads = Some(tuning.workers.max(1));
@@ -96,12 +105,18 @@ pub fn serve(
     let kernel: Arc<dyn Kernel> = Arc::new(Device(session.notifier()));
     view.attach(Arc::clone(&kernel));
     let notifier = Notifier::new(kernel, Arc::clone(view.inodes()), Arc::clone(view.tree()));
-    let session = std::thread::Builder::new().name("fuse".into()).spawn(move || {
-        let result = session.run();
-        ended();
-        result
-    })?;
-    Ok(Served { notifier, requests, session })
+    let session = std::thread::Builder::new()
+        .name("fuse".into())
+        .spawn(move || {
+            let result = session.run();
+            ended();
+            result
+        })?;
+    Ok(Served {
+        notifier,
+        requests,
+        session,
+    })
 }
 
 /// Sends notifications. What the kernel does not know (any more) is no error, and when the mount
@@ -130,7 +145,11 @@ impl Kernel for Device {
 
     fn inval_entry(&self, dir: Ino, name: &[u8]) {
         let name = OsStr::from_bytes(name);
-        Device::log("invalidation below", dir, self.0.inval_entry(INodeNo(dir), name));
+        Device::log(
+            "invalidation below",
+            dir,
+            self.0.inval_entry(INodeNo(dir), name),
+        );
     }
 }
 
@@ -189,7 +208,11 @@ fn missing() -> FileAttr {
 
 fn entry_reply(reply: ReplyEntry) -> Reply<Entry> {
     Box::new(move |result| match result {
-        Ok(Entry::Found { attr, attr_ttl, entry_ttl }) => {
+        Ok(Entry::Found {
+            attr,
+            attr_ttl,
+            entry_ttl,
+        }) => {
             reply.entry_with_ttls(&attr_ttl, &entry_ttl, &file_attr(&attr), GENERATION);
         }
         Ok(Entry::Missing { ttl }) => {
@@ -201,9 +224,17 @@ fn entry_reply(reply: ReplyEntry) -> Reply<Entry> {
 
 fn create_reply(reply: ReplyCreate) -> Reply<Entry> {
     Box::new(move |result| match result {
-        Ok(Entry::Found { attr, entry_ttl, .. }) => {
+        Ok(Entry::Found {
+            attr, entry_ttl, ..
+        }) => {
             let flags = FopenFlags::FOPEN_KEEP_CACHE;
-            reply.created(&entry_ttl, &file_attr(&attr), GENERATION, FileHandle(0), flags);
+            reply.created(
+                &entry_ttl,
+                &file_attr(&attr),
+                GENERATION,
+                FileHandle(0),
+                flags,
+            );
         }
         Ok(Entry::Missing { .. }) => reply.error(fuser::Errno::EIO),
         Err(err) => reply.error(errno(err)),
@@ -243,7 +274,10 @@ impl Filesystem for Adapter {
         let _ = config.set_max_write(MAX_FILE_SIZE as u32);
         let _ = config.set_max_background(MAX_BACKGROUND);
         // Look-ups in one directory must not wait for each other; links never change.
-        for wish in [InitFlags::FUSE_PARALLEL_DIROPS, InitFlags::FUSE_CACHE_SYMLINKS] {
+        for wish in [
+            InitFlags::FUSE_PARALLEL_DIROPS,
+            InitFlags::FUSE_CACHE_SYMLINKS,
+        ] {
             let _ = config.add_capabilities(wish);
         }
         Ok(())
@@ -251,7 +285,8 @@ impl Filesystem for Adapter {
 
     fn lookup(&self, _: &FuseRequest, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         self.requests.count(Request::Lookup);
-        self.view.lookup(parent.0, name.as_bytes(), entry_reply(reply));
+        self.view
+            .lookup(parent.0, name.as_bytes(), entry_reply(reply));
     }
 
     fn forget(&self, _: &FuseRequest, ino: INodeNo, nlookup: u64) {
@@ -284,7 +319,14 @@ impl Filesystem for Adapter {
     ) {
         self.requests.count(Request::Setattr);
         let (atime, mtime) = (atime.map(set_time), mtime.map(set_time));
-        let set = SetAttr { mode, uid, gid, size, atime, mtime };
+        let set = SetAttr {
+            mode,
+            uid,
+            gid,
+            size,
+            atime,
+            mtime,
+        };
         self.view.setattr(ino.0, set, attr_reply(reply));
     }
 
@@ -310,7 +352,8 @@ impl Filesystem for Adapter {
         if mode & libc::S_IFMT != libc::S_IFREG {
             return reply.error(ENOSYS);
         }
-        self.view.create(parent.0, name.as_bytes(), entry_reply(reply));
+        self.view
+            .create(parent.0, name.as_bytes(), entry_reply(reply));
     }
 
     fn mkdir(
@@ -323,17 +366,20 @@ impl Filesystem for Adapter {
         reply: ReplyEntry,
     ) {
         self.requests.count(Request::Mkdir);
-        self.view.mkdir(parent.0, name.as_bytes(), entry_reply(reply));
+        self.view
+            .mkdir(parent.0, name.as_bytes(), entry_reply(reply));
     }
 
     fn unlink(&self, _: &FuseRequest, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         self.requests.count(Request::Unlink);
-        self.view.unlink(parent.0, name.as_bytes(), empty_reply(reply));
+        self.view
+            .unlink(parent.0, name.as_bytes(), empty_reply(reply));
     }
 
     fn rmdir(&self, _: &FuseRequest, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         self.requests.count(Request::Rmdir);
-        self.view.rmdir(parent.0, name.as_bytes(), empty_reply(reply));
+        self.view
+            .rmdir(parent.0, name.as_bytes(), empty_reply(reply));
     }
 
     fn symlink(&self, _: &FuseRequest, _: INodeNo, _: &OsStr, _: &Path, reply: ReplyEntry) {
@@ -356,7 +402,13 @@ impl Filesystem for Adapter {
             return reply.error(fuser::Errno::EINVAL);
         }
         let reply = empty_reply(reply);
-        self.view.rename(parent.0, name.as_bytes(), newparent.0, newname.as_bytes(), reply);
+        self.view.rename(
+            parent.0,
+            name.as_bytes(),
+            newparent.0,
+            newname.as_bytes(),
+            reply,
+        );
     }
 
     fn link(&self, _: &FuseRequest, _: INodeNo, _: INodeNo, _: &OsStr, reply: ReplyEntry) {
@@ -382,10 +434,12 @@ impl Filesystem for Adapter {
         reply: ReplyData,
     ) {
         self.requests.count(Request::Read);
-        let reply = Box::new(move |result: Result<super::ops::Slice, Errno>| match result {
-            Ok(slice) => reply.data(slice.bytes()),
-            Err(err) => reply.error(errno(err)),
-        });
+        let reply = Box::new(
+            move |result: Result<super::ops::Slice, Errno>| match result {
+                Ok(slice) => reply.data(slice.bytes()),
+                Err(err) => reply.error(errno(err)),
+            },
+        );
         self.view.read(ino.0, offset, size, reply);
     }
 
@@ -409,14 +463,7 @@ impl Filesystem for Adapter {
         self.view.write(ino.0, offset, data, reply);
     }
 
-    fn flush(
-        &self,
-        _: &FuseRequest,
-        _: INodeNo,
-        _: FileHandle,
-        _: LockOwner,
-        reply: ReplyEmpty,
-    ) {
+    fn flush(&self, _: &FuseRequest, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
         self.requests.count(Request::Flush);
         reply.error(ENOSYS);
     }
@@ -485,7 +532,16 @@ impl Filesystem for Adapter {
         self.requests.count(Request::Statfs);
         let s = self.view.statfs();
         let (free, size) = (s.blocks_free, s.block_size);
-        reply.statfs(s.blocks, free, free, s.files, s.files_free, size, s.name_max, size);
+        reply.statfs(
+            s.blocks,
+            free,
+            free,
+            s.files,
+            s.files_free,
+            size,
+            s.name_max,
+            size,
+        );
     }
 
     fn setxattr(
@@ -536,7 +592,8 @@ impl Filesystem for Adapter {
         if !self.tuning.answer_create {
             return reply.error(ENOSYS);
         }
-        self.view.create(parent.0, name.as_bytes(), create_reply(reply));
+        self.view
+            .create(parent.0, name.as_bytes(), create_reply(reply));
     }
 
     fn ioctl(

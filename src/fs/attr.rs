@@ -21,7 +21,11 @@ pub fn mode(path: &TreePath, is_dir: bool, quorate: bool) -> u16 {
         (false, false) => 0o640,
         (false, true) => 0o600,
     };
-    if !is_dir && path.split_last().is_some_and(|(_, name)| is_guest_script(name)) {
+    if !is_dir
+        && path
+            .split_last()
+            .is_some_and(|(_, name)| is_guest_script(name))
+    {
         mode |= 0o100;
     }
     if quorate { mode } else { mode & !WRITE_BITS }
@@ -29,7 +33,9 @@ pub fn mode(path: &TreePath, is_dir: bool, quorate: bool) -> u16 {
 
 /// Hook scripts of OpenVZ guests are executable for root: `vps.mount`, `101.start` …
 fn is_guest_script(name: &[u8]) -> bool {
-    let Some(dot) = name.iter().rposition(|&b| b == b'.') else { return false };
+    let Some(dot) = name.iter().rposition(|&b| b == b'.') else {
+        return false;
+    };
     let (stem, action) = (&name[..dot], &name[dot + 1..]);
     let is_action = matches!(
         action,
@@ -72,7 +78,11 @@ pub fn chown_allowed(uid: Option<u32>, gid: Option<u32>, group: u32) -> bool {
 pub fn entry(ino: Ino, is_dir: bool, size: u64, mtime: u32, perm: u16, gid: u32) -> Attr {
     Attr {
         ino,
-        kind: if is_dir { FileKind::Directory } else { FileKind::Regular },
+        kind: if is_dir {
+            FileKind::Directory
+        } else {
+            FileKind::Regular
+        },
         perm,
         nlink: if is_dir { 2 } else { 1 },
         size,
@@ -84,7 +94,16 @@ pub fn entry(ino: Ino, is_dir: bool, size: u64, mtime: u32, perm: u16, gid: u32)
 
 /// Attributes of a link or dot file.
 pub fn plugin(ino: Ino, kind: FileKind, size: u64, perm: u16, gid: u32) -> Attr {
-    Attr { ino, kind, perm, nlink: 1, size, blocks: 0, mtime: 0, gid }
+    Attr {
+        ino,
+        kind,
+        perm,
+        nlink: 1,
+        size,
+        blocks: 0,
+        mtime: 0,
+        gid,
+    }
 }
 
 #[cfg(test)]
@@ -116,7 +135,15 @@ mod tests {
         assert_eq!(modes("vps.mount", false), (0o740, 0o540));
         assert_eq!(modes("a/101.start", false), (0o740, 0o540));
         assert_eq!(modes("priv/7.postumount", false), (0o700, 0o500));
-        for plain in ["vps.mounts", "vps", "0101.start", ".start", "1x.stop", "vps.", "mount"] {
+        for plain in [
+            "vps.mounts",
+            "vps",
+            "0101.start",
+            ".start",
+            "1x.stop",
+            "vps.",
+            "mount",
+        ] {
             assert_eq!(modes(plain, false), (0o640, 0o440), "{plain}");
         }
         assert_eq!(modes("vps.mount", true), (0o755, 0o555));

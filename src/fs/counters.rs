@@ -76,17 +76,25 @@ impl RequestCounts {
 
     /// Kind and number, in the order of the protocol.
     pub fn snapshot(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
-        NAMES.iter().zip(&self.0).map(|(name, n)| (*name, n.load(Ordering::Relaxed)))
+        NAMES
+            .iter()
+            .zip(&self.0)
+            .map(|(name, n)| (*name, n.load(Ordering::Relaxed)))
     }
 
     /// Requests of one kind (`"LOOKUP"`); 0 for an unknown name.
     pub fn get(&self, name: &str) -> u64 {
-        self.snapshot().find(|(kind, _)| *kind == name).map_or(0, |(_, n)| n)
+        self.snapshot()
+            .find(|(kind, _)| *kind == name)
+            .map_or(0, |(_, n)| n)
     }
 
     /// All requests that the kernel waits for: FORGET has no answer and is left out.
     pub fn total(&self) -> u64 {
-        self.snapshot().filter(|(kind, _)| *kind != "FORGET").map(|(_, n)| n).sum()
+        self.snapshot()
+            .filter(|(kind, _)| *kind != "FORGET")
+            .map(|(_, n)| n)
+            .sum()
     }
 }
 
@@ -114,6 +122,9 @@ mod tests {
         counts.count(Request::Forget);
         counts.count(Request::Other);
         assert_eq!(counts.to_string(), "LOOKUP=1 FORGET=1 CREATE=2 OTHER=1");
-        assert_eq!((counts.get("CREATE"), counts.get("NOPE"), counts.total()), (2, 0, 4));
+        assert_eq!(
+            (counts.get("CREATE"), counts.get("NOPE"), counts.total()),
+            (2, 0, 4)
+        );
     }
 }

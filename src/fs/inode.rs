@@ -74,8 +74,14 @@ pub enum Plugin {
 impl Plugin {
     /// By name in the root directory.
     pub fn by_name(name: &[u8]) -> Option<Self> {
-        let dot = DotFile::ALL.into_iter().find(|dot| dot.name().as_bytes() == name);
-        let link = || Link::ALL.into_iter().find(|link| link.name().as_bytes() == name);
+        let dot = DotFile::ALL
+            .into_iter()
+            .find(|dot| dot.name().as_bytes() == name);
+        let link = || {
+            Link::ALL
+                .into_iter()
+                .find(|link| link.name().as_bytes() == name)
+        };
         dot.map(Plugin::Dot).or_else(|| link().map(Plugin::Link))
     }
 
@@ -175,7 +181,10 @@ mod tests {
             assert_eq!(numbers.to_kernel(*inode), *ino);
             assert_eq!(numbers.known_to_kernel(*inode), Some(*ino));
         }
-        assert_eq!(inos.iter().collect::<std::collections::HashSet<_>>().len(), odd.len());
+        assert_eq!(
+            inos.iter().collect::<std::collections::HashSet<_>>().len(),
+            odd.len()
+        );
         assert_eq!(numbers.known_to_kernel(OWN + 2), None);
     }
 

@@ -67,7 +67,9 @@ impl Known {
     /// The kernel dropped `count` references. With the last one everything that was kept only for
     /// the kernel goes.
     pub fn forget(&mut self, ino: Ino, count: u64) {
-        let Some(left) = self.references.get_mut(&ino) else { return };
+        let Some(left) = self.references.get_mut(&ino) else {
+            return;
+        };
         *left = left.saturating_sub(count);
         if *left > 0 {
             return;
@@ -94,7 +96,9 @@ impl Known {
 
     /// Keeps a removed entry if the kernel may still ask for it.
     pub fn removed(&mut self, entry: &RemovedEntry) {
-        let Some(ino) = self.numbers.known_to_kernel(entry.inode) else { return };
+        let Some(ino) = self.numbers.known_to_kernel(entry.inode) else {
+            return;
+        };
         if self.references(ino) == 0 {
             return;
         }
@@ -102,7 +106,11 @@ impl Known {
             Kind::File(data) => Some(Arc::clone(data)),
             Kind::Dir(_) => None,
         };
-        let orphan = Orphan { content, mtime: entry.mtime, path: entry.path.clone() };
+        let orphan = Orphan {
+            content,
+            mtime: entry.mtime,
+            path: entry.path.clone(),
+        };
         self.orphans.insert(ino, orphan);
     }
 
@@ -155,7 +163,9 @@ impl Known {
     /// called without the lock.
     #[must_use]
     pub fn resolve(&mut self, ino: Ino, text: Arc<[u8]>) -> Vec<Waiter> {
-        let Some(generation) = self.generations.get_mut(&ino) else { return Vec::new() };
+        let Some(generation) = self.generations.get_mut(&ino) else {
+            return Vec::new();
+        };
         match std::mem::replace(&mut generation.text, Text::Ready(text)) {
             Text::Awaited(waiters) => waiters,
             Text::Ready(_) => Vec::new(),
@@ -178,7 +188,11 @@ impl Known {
     /// Continues with `waiter` once the text of an awaited generation is there. Gives it back if
     /// there is nothing to wait for.
     pub fn wait(&mut self, ino: Ino, waiter: Waiter) -> Option<Waiter> {
-        match self.generations.get_mut(&ino).map(|generation| &mut generation.text) {
+        match self
+            .generations
+            .get_mut(&ino)
+            .map(|generation| &mut generation.text)
+        {
             Some(Text::Awaited(waiters)) => {
                 waiters.push(waiter);
                 None
@@ -190,7 +204,9 @@ impl Known {
     /// A generation was written to: the kernel's pages may hold something else than its text, so
     /// nobody else gets this inode again.
     pub fn retire(&mut self, ino: Ino, text: Arc<[u8]>) {
-        let Some(generation) = self.generations.get_mut(&ino) else { return };
+        let Some(generation) = self.generations.get_mut(&ino) else {
+            return;
+        };
         generation.text = Text::Ready(text);
         let current = &mut self.current[generation.file as usize];
         if *current == Some(ino) {
@@ -245,7 +261,10 @@ mod tests {
         known.removed(&removed(6, b"nobody looked at it"));
         assert!(known.orphan(6).is_none());
         known.forget(ino, 1);
-        assert_eq!(known.orphan(ino).unwrap().content.as_deref(), Some(&b"abc"[..]));
+        assert_eq!(
+            known.orphan(ino).unwrap().content.as_deref(),
+            Some(&b"abc"[..])
+        );
         known.forget(ino, 1);
         assert!(known.orphan(ino).is_none());
         assert!(known.inos().is_empty());

@@ -20,7 +20,9 @@ const MAX_STACKED: usize = 16;
 /// Why the mount point cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum MountError {
-    #[error("mount point {path} is not empty (holds {names}): mounting would hide these files; move them away")]
+    #[error(
+        "mount point {path} is not empty (holds {names}): mounting would hide these files; move them away"
+    )]
     NotEmpty { path: PathBuf, names: String },
     #[error("mount point {0} is not a directory")]
     NotADirectory(PathBuf),
@@ -44,7 +46,10 @@ pub enum MountError {
 /// See [`MountError`]; nothing is mounted then.
 pub fn mount(path: &Path) -> Result<OwnedFd, MountError> {
     clear(path)?;
-    let failed = |source| MountError::MountPoint { path: path.into(), source };
+    let failed = |source| MountError::MountPoint {
+        path: path.into(),
+        source,
+    };
     match fs::DirBuilder::new().mode(0o750).create(path) {
         Err(err) if err.kind() != io::ErrorKind::AlreadyExists => return Err(failed(err)),
         _ => {}
@@ -66,8 +71,17 @@ pub fn mount(path: &Path) -> Result<OwnedFd, MountError> {
         device.as_raw_fd()
     );
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-    nix::mount::mount(Some(DEVICE), path, Some("fuse"), flags, Some(options.as_str()))
-        .map_err(|err| MountError::Mount { path: path.into(), source: err.into() })?;
+    nix::mount::mount(
+        Some(DEVICE),
+        path,
+        Some("fuse"),
+        flags,
+        Some(options.as_str()),
+    )
+    .map_err(|err| MountError::Mount {
+        path: path.into(),
+        source: err.into(),
+    })?;
     Ok(device.into())
 }
 
@@ -93,7 +107,10 @@ fn clear(path: &Path) -> Result<(), MountError> {
 }
 
 fn refuse_files(path: &Path) -> Result<(), MountError> {
-    let failed = |source| MountError::MountPoint { path: path.into(), source };
+    let failed = |source| MountError::MountPoint {
+        path: path.into(),
+        source,
+    };
     let mut names = Vec::new();
     let mut more = 0;
     for item in fs::read_dir(path).map_err(failed)? {
@@ -112,7 +129,10 @@ fn refuse_files(path: &Path) -> Result<(), MountError> {
     if more > 0 {
         names.push_str(&format!(" and {more} more"));
     }
-    Err(MountError::NotEmpty { path: path.into(), names })
+    Err(MountError::NotEmpty {
+        path: path.into(),
+        names,
+    })
 }
 
 /// Takes the mount away. If a process still has its working directory or an open file in it, the
@@ -147,6 +167,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("f");
         fs::write(&file, "").unwrap();
-        assert!(matches!(mount(&file), Err(MountError::NotADirectory(_) | MountError::Stale { .. })));
+        assert!(matches!(
+            mount(&file),
+            Err(MountError::NotADirectory(_) | MountError::Stale { .. })
+        ));
     }
 }

@@ -36,7 +36,11 @@ pub struct Notifier {
 
 impl Notifier {
     pub(super) fn new(kernel: Arc<dyn Kernel>, inodes: Arc<Inodes>, tree: SharedTree) -> Self {
-        Notifier { kernel, inodes, tree }
+        Notifier {
+            kernel,
+            inodes,
+            tree,
+        }
     }
 
     /// Quorum came or went: every mode has changed. To be called after `Replica::quorate` answers
@@ -65,19 +69,28 @@ impl Notifier {
         let tree = self.tree.read();
         let inodes = self.inodes.lock();
         let is_dir = |ino: &Ino| {
-            let entry = inodes.numbers.to_tree(*ino).and_then(|inode| tree.get(inode));
+            let entry = inodes
+                .numbers
+                .to_tree(*ino)
+                .and_then(|inode| tree.get(inode));
             entry.is_some_and(|entry| entry.is_dir())
         };
-        known.iter().copied().filter(is_dir).chain([ROOT_INO]).collect()
+        known
+            .iter()
+            .copied()
+            .filter(is_dir)
+            .chain([ROOT_INO])
+            .collect()
     }
 
     /// A change that did not come through this mount: the kernel forgets what it changed. When
     /// this returns, every new open, stat or listing sees the change.
     pub fn invalidate(&self, change: &Change) {
-        let renamed = changes_names(change);
+        let renamed = change.changes_names();
         for (dir, name) in self.names(change) {
             // Waits for look-ups that were answered before the change, in any case.
-            self.kernel.inval_entry(dir, if renamed { &name } else { NEVER });
+            self.kernel
+                .inval_entry(dir, if renamed { &name } else { NEVER });
             if renamed {
                 self.kernel.inval_content(dir);
             }
@@ -91,7 +104,7 @@ impl Notifier {
     /// A change that came through this mount: returns when the process that made it has brought
     /// its name into the kernel's caches, which happens after the answer.
     pub fn settle(&self, change: &Change) {
-        if !changes_names(change) {
+        if !change.changes_names() {
             return;
         }
         let unlocked = change.removed.as_ref().is_some_and(|removed| {
@@ -99,7 +112,8 @@ impl Notifier {
             change.put.is_none() && removed.path.is_below_lock_dir()
         });
         for (dir, name) in self.names(change) {
-            self.kernel.inval_entry(dir, if unlocked { &name } else { NEVER });
+            self.kernel
+                .inval_entry(dir, if unlocked { &name } else { NEVER });
         }
     }
 
@@ -135,9 +149,8 @@ impl Notifier {
     }
 }
 
-/// False for changes of content and times only.
-fn changes_names(change: &Change) -> bool {
-    // A new entry has the version as its inode; only a rename touches two paths.
-    let created = change.put.as_ref().is_some_and(|row| row.inode == row.version);
-    created || change.removed.is_some() || change.effects.touched.len() > 1
+impl crate::replica::Barrier for Notifier {
+    fn settle(&self, change: &Change) {
+        Notifier::settle(self, change);
+    }
 }

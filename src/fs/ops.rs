@@ -68,7 +68,11 @@ pub struct AttrReply {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Entry {
     /// The name exists; the kernel now holds one more reference to the inode.
-    Found { attr: Attr, attr_ttl: Duration, entry_ttl: Duration },
+    Found {
+        attr: Attr,
+        attr_ttl: Duration,
+        entry_ttl: Duration,
+    },
     /// The name does not exist and the kernel may remember that.
     Missing { ttl: Duration },
 }
@@ -83,9 +87,14 @@ pub struct Slice {
 impl Slice {
     /// At most `size` bytes from `offset`; empty behind the end.
     pub fn new(data: Arc<[u8]>, offset: u64, size: u32) -> Self {
-        let start = usize::try_from(offset).unwrap_or(usize::MAX).min(data.len());
+        let start = usize::try_from(offset)
+            .unwrap_or(usize::MAX)
+            .min(data.len());
         let end = start.saturating_add(size as usize).min(data.len());
-        Slice { data, range: start..end }
+        Slice {
+            data,
+            range: start..end,
+        }
     }
 
     /// The bytes.

@@ -5,11 +5,11 @@ mod connection;
 mod greeting;
 pub mod handshake;
 mod log_limit;
+pub mod message;
 mod peers;
 mod reactor;
 pub mod ring;
 pub mod server;
-pub mod message;
 pub mod service;
 
 /// Who sent a request. Fixed for the life of the connection (ipc-transport.md 5).

@@ -18,15 +18,16 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use crate::memdb::{Effects, Inode};
+use crate::memdb::{Change, Effects};
 
 /// How long a question for versions waits for announcements before it gets the old ones.
 pub const PATIENCE: Duration = Duration::from_millis(10);
 
-/// Returns when the kernel has finished the operation in a directory that was answered before.
+/// Makes a change visible that came through the mount and was answered before.
 pub trait Barrier: Send + Sync {
-    /// May take as long as another operation holds the directory.
-    fn wait_for_directory(&self, dir: Inode);
+    /// Returns when the kernel has finished the operation. May take as long as another operation
+    /// holds the directory.
+    fn settle(&self, change: &Change);
 }
 
 /// Where announcements go: counters and guest list.
@@ -37,7 +38,10 @@ pub type Progress = Arc<dyn Fn() + Send + Sync>;
 type Waiter = Box<dyn FnOnce() + Send>;
 
 enum Job {
-    Announce { dirs: Vec<Inode>, effects: Effects },
+    /// Settle the change, then announce its effects.
+    Change(Box<Change>),
+    /// Announce only, in turn.
+    Effects(Effects),
     Stop,
 }
 
@@ -60,6 +64,13 @@ struct Shared {
     sink: Sink,
     progress: Mutex<Option<Progress>>,
     barrier: Mutex<Option<Arc<dyn Barrier>>>,
+}
+
+impl Shared {
+    fn push(&self, job: Job) {
+        self.queues.lock().jobs.push_back(job);
+        self.new_job.notify_one();
+    }
 }
 
 /// Handle of the two notify threads.
@@ -116,7 +127,8 @@ impl Announcer {
     /// says. For changes that need no barrier.
     pub fn announce(&self, effects: Effects) {
         if self.pending() {
-            self.promise(Vec::new(), effects)(());
+            self.shared.promised.fetch_add(1, SeqCst);
+            self.shared.push(Job::Effects(effects));
         } else {
             (self.shared.sink)(&effects);
         }
@@ -124,17 +136,10 @@ impl Announcer {
 
     /// Promises an announcement **before** the caller's answer is sent; the returned function makes
     /// the promise true and is to be called **after** the answer.
-    pub fn promise(&self, dirs: Vec<Inode>, effects: Effects) -> impl FnOnce(()) + use<> {
+    pub fn promise(&self, change: Box<Change>) -> impl FnOnce() + use<> {
         self.shared.promised.fetch_add(1, SeqCst);
         let shared = self.shared.clone();
-        move |()| {
-            shared
-                .queues
-                .lock()
-                .jobs
-                .push_back(Job::Announce { dirs, effects });
-            shared.new_job.notify_one();
-        }
+        move || shared.push(Job::Change(change))
     }
 
     /// Calls `ready` when everything promised until now is announced: at once if nothing is under
@@ -158,12 +163,8 @@ impl Announcer {
     /// Ends both threads; questions still waiting are answered. Does not wait for a barrier that
     /// hangs in the kernel.
     pub fn stop(&self) {
-        {
-            let mut queues = self.shared.queues.lock();
-            queues.stopping = true;
-            queues.jobs.push_back(Job::Stop);
-        }
-        self.shared.new_job.notify_one();
+        self.shared.queues.lock().stopping = true;
+        self.shared.push(Job::Stop);
         self.shared.new_waiter.notify_one();
         for thread in self.threads.lock().drain(..) {
             if thread.thread().name() == Some("patience") {
@@ -183,16 +184,17 @@ fn announce_loop(shared: &Shared) {
             }
             queues.jobs.pop_front()
         };
-        let Some(Job::Announce { dirs, effects }) = job else {
-            return;
-        };
-        let barrier = shared.barrier.lock().clone();
-        if let Some(barrier) = barrier {
-            for dir in dirs {
-                barrier.wait_for_directory(dir);
+        match job {
+            Some(Job::Change(change)) => {
+                let barrier = shared.barrier.lock().clone();
+                if let Some(barrier) = barrier {
+                    barrier.settle(&change);
+                }
+                (shared.sink)(&change.effects);
             }
+            Some(Job::Effects(effects)) => (shared.sink)(&effects),
+            Some(Job::Stop) | None => return,
         }
-        (shared.sink)(&effects);
         let made = shared.made.fetch_add(1, SeqCst) + 1;
         let ready: Vec<Waiter> = {
             let mut queues = shared.queues.lock();
@@ -248,9 +250,26 @@ mod tests {
     struct Gate(Mutex<mpsc::Receiver<()>>);
 
     impl Barrier for Gate {
-        fn wait_for_directory(&self, _: Inode) {
+        fn settle(&self, _: &Change) {
             let _ = self.0.lock().recv();
         }
+    }
+
+    fn change() -> Box<Change> {
+        let root = crate::memdb::RootRow {
+            version: 2,
+            writer: 0,
+            mtime: 0,
+        };
+        let effects = Effects::default();
+        Box::new(Change {
+            delete: None,
+            put: None,
+            root,
+            removed: None,
+            inode: 2,
+            effects,
+        })
     }
 
     fn announcer() -> (Arc<Announcer>, Arc<AtomicUsize>) {
@@ -278,9 +297,9 @@ mod tests {
         let (announcer, count) = announcer();
         let (open, gate) = mpsc::channel();
         announcer.set_barrier(Arc::new(Gate(Mutex::new(gate))));
-        let keep = announcer.promise(vec![1], Effects::default());
+        let keep = announcer.promise(change());
         assert!(announcer.pending());
-        keep(());
+        keep();
         let (tx, rx) = mpsc::channel();
         let seen = count.clone();
         announcer.when_announced(Box::new(move || tx.send(seen.load(SeqCst)).unwrap()));
@@ -295,7 +314,7 @@ mod tests {
         let (announcer, count) = announcer();
         let (_open, gate) = mpsc::channel();
         announcer.set_barrier(Arc::new(Gate(Mutex::new(gate))));
-        announcer.promise(vec![1], Effects::default())(());
+        announcer.promise(change())();
         let (tx, rx) = mpsc::channel();
         announcer.when_announced(Box::new(move || tx.send(()).unwrap()));
         rx.recv_timeout(Duration::from_secs(5)).unwrap();
@@ -309,8 +328,8 @@ mod tests {
         let log = order.clone();
         let sink = Arc::new(move |e: &Effects| log.lock().push(e.guests.len()));
         let announcer = Announcer::start(sink).unwrap();
-        let keep = announcer.promise(Vec::new(), Effects::default());
-        keep(());
+        let keep = announcer.promise(change());
+        keep();
         let remove = crate::memdb::GuestEvent::Remove { vmid: 1 };
         announcer.announce(Effects {
             touched: Vec::new(),

@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 
 use super::announce::Announcer;
 use super::{Applied, Done, Observer, Replica, SharedTree};
-use crate::memdb::{Change, Effects, Error, Inode, Op, Tree};
+use crate::memdb::{Change, Effects, Error, Op};
 use crate::store::StoreHandle;
 
 /// Wall clock in seconds (low 32 bits).
@@ -31,13 +31,21 @@ pub struct Parts {
 pub struct LocalReplica {
     parts: Parts,
     quorate: AtomicBool,
+    /// The store's errors flag.
+    failed: Arc<AtomicBool>,
     observers: Mutex<Vec<Arc<dyn Observer>>>,
 }
 
 impl LocalReplica {
     pub fn new(parts: Parts) -> Self {
         let quorate = AtomicBool::new(parts.quorate);
-        LocalReplica { parts, quorate, observers: Mutex::new(Vec::new()) }
+        let failed = parts.store.errors();
+        LocalReplica {
+            parts,
+            quorate,
+            failed,
+            observers: Mutex::new(Vec::new()),
+        }
     }
 
     /// `observer` sees every change from now on.
@@ -65,17 +73,25 @@ impl LocalReplica {
         for observer in self.observers.lock().iter() {
             observer.applied(&change);
         }
-        let effects = std::mem::take(&mut change.effects);
-        let announce = (self.parts.relevant)(&effects).then(|| Announcement {
-            announcer: self.parts.announcer.clone(),
-            dirs: directories(&tree, op, &change),
-            effects,
-        });
-        let applied = Applied { inode: change.inode };
+        let announce = self
+            .must_tell(op, &change)
+            .then(|| Box::new(change.clone()));
+        change.effects = Effects::default();
+        let applied = Applied {
+            inode: change.inode,
+        };
+        let announcer = self.parts.announcer.clone();
         self.parts.store.enqueue(
             change,
-            Box::new(move |stored| finish(stored.map(|()| applied), announce, done)),
+            Box::new(move |stored| finish(stored.map(|()| applied), announce, &announcer, done)),
         );
+    }
+
+    /// Somebody has to be told: the clients that compare versions, or the kernel about a lock that
+    /// vanished although only its time was to be set.
+    fn must_tell(&self, op: &Op, change: &Change) -> bool {
+        let unlocked = matches!(op, Op::SetMtime { .. }) && change.removed.is_some();
+        unlocked || (self.parts.relevant)(&change.effects)
     }
 }
 
@@ -84,7 +100,7 @@ impl Replica for LocalReplica {
         if !self.quorate() {
             return done(Err(Error::Access));
         }
-        if self.parts.store.failed() {
+        if self.failed.load(SeqCst) {
             return done(Err(Error::Io));
         }
         self.apply(&op, done);
@@ -95,48 +111,23 @@ impl Replica for LocalReplica {
     }
 }
 
-/// What has to be told to others after the answer.
-struct Announcement {
-    announcer: Arc<Announcer>,
-    /// Directories whose names changed: the kernel must have left them first.
-    dirs: Vec<Inode>,
-    effects: Effects,
-}
-
-/// Runs on the store's thread.
-fn finish(result: Result<Applied, Error>, announce: Option<Announcement>, done: Done) {
-    match announce {
-        Some(a) if result.is_ok() && !a.dirs.is_empty() => {
-            let keep = a.announcer.promise(a.dirs, a.effects);
+/// Answers and announces. Runs on the store's thread, in the order of the changes.
+fn finish(
+    result: Result<Applied, Error>,
+    announce: Option<Box<Change>>,
+    announcer: &Announcer,
+    done: Done,
+) {
+    match announce.filter(|_| result.is_ok()) {
+        Some(change) if change.changes_names() => {
+            let keep = announcer.promise(change);
             done(result);
-            keep(());
+            keep();
         }
-        Some(a) if result.is_ok() => {
-            a.announcer.announce(a.effects);
+        Some(change) => {
+            announcer.announce(change.effects);
             done(result);
         }
-        _ => done(result),
-    }
-}
-
-/// The directories in which the operation made, replaced or removed a name; empty if it only
-/// changed content or attributes.
-fn directories(tree: &Tree, op: &Op, change: &Change) -> Vec<Inode> {
-    let parent = |path: &crate::memdb::TreePath| {
-        let (dir, _) = path.split_last()?;
-        tree.lookup(&crate::memdb::TreePath::new(dir))
-    };
-    match op {
-        Op::Create { path } | Op::Mkdir { path } | Op::Delete { path } => {
-            parent(path).into_iter().collect()
-        }
-        Op::Rename { from, to } => {
-            let mut dirs: Vec<Inode> = parent(from).into_iter().chain(parent(to)).collect();
-            dirs.dedup();
-            dirs
-        }
-        // A lock that expired is removed by setting its time to 0.
-        Op::SetMtime { path, .. } if change.removed.is_some() => parent(path).into_iter().collect(),
-        Op::Write { .. } | Op::SetMtime { .. } => Vec::new(),
+        None => done(result),
     }
 }

@@ -21,13 +21,19 @@ pub enum ImportError {
     #[error("memdb_write '{0}' failed")]
     Write(String),
     #[error("unable to write database '{}': {error}", .path.display())]
-    Commit { path: PathBuf, error: rusqlite::Error },
+    Commit {
+        path: PathBuf,
+        error: rusqlite::Error,
+    },
 }
 
 /// The text of an errno without the number Rust adds.
 fn text(error: &io::Error) -> String {
     let text = error.to_string();
-    text.split(" (os error").next().unwrap_or_default().to_owned()
+    text.split(" (os error")
+        .next()
+        .unwrap_or_default()
+        .to_owned()
 }
 
 /// Adds every regular file directly in `dir` to the database `db`, which is made if it is missing:
@@ -37,37 +43,67 @@ fn text(error: &io::Error) -> String {
 /// [`ImportError`], at the first file that cannot be added.
 pub fn import_dir(dir: &Path, db: &Path, now: u32) -> Result<(), ImportError> {
     let files = fs::read_dir(dir).map_err(ImportError::Dir)?;
-    let (store, mut loaded) = Store::open(db, now)
-        .map_err(|error| ImportError::Open { path: db.to_owned(), error })?;
+    let (store, mut loaded) = Store::open(db, now).map_err(|error| ImportError::Open {
+        path: db.to_owned(),
+        error,
+    })?;
     let mut changes: Vec<Change> = Vec::new();
     let mut result = Ok(());
     for file in files.map_while(Result::ok) {
         if !file.file_type().is_ok_and(|kind| kind.is_file()) {
             continue;
         }
-        let Some(data) = read(&file.path()) else { continue };
+        let Some(data) = read(&file.path()) else {
+            continue;
+        };
         let name = file.file_name();
         let shown = || name.to_string_lossy().into_owned();
         let path = TreePath::new(name.as_bytes());
-        let stamp = Stamp { writer: 0, mtime: now };
-        let mut apply = |op| loaded.tree.apply(&op, stamp, now).map(|change| changes.push(change));
+        let stamp = Stamp {
+            writer: 0,
+            mtime: now,
+        };
+        let mut apply = |op| {
+            loaded
+                .tree
+                .apply(&op, stamp, now)
+                .map(|change| changes.push(change))
+        };
         if apply(Op::Create { path: path.clone() }).is_err() {
             result = Err(ImportError::Create(shown()));
             break;
         }
-        if apply(Op::Write { path, offset: 0, data, truncate: true }).is_err() {
+        if apply(Op::Write {
+            path,
+            offset: 0,
+            data,
+            truncate: true,
+        })
+        .is_err()
+        {
             result = Err(ImportError::Write(shown()));
             break;
         }
     }
-    let written = if changes.is_empty() { Ok(()) } else { store.commit(&changes) };
+    let written = if changes.is_empty() {
+        Ok(())
+    } else {
+        store.commit(&changes)
+    };
     let closed = written.and_then(|()| store.close());
-    result.and(closed.map_err(|error| ImportError::Commit { path: db.to_owned(), error }))
+    result.and(closed.map_err(|error| ImportError::Commit {
+        path: db.to_owned(),
+        error,
+    }))
 }
 
 /// Content of a file, one byte more than allowed at most; `None` if it cannot be read.
 fn read(path: &Path) -> Option<Vec<u8>> {
     let mut data = Vec::new();
-    File::open(path).ok()?.take(MAX_FILE_SIZE + 1).read_to_end(&mut data).ok()?;
+    File::open(path)
+        .ok()?
+        .take(MAX_FILE_SIZE + 1)
+        .read_to_end(&mut data)
+        .ok()?;
     Some(data)
 }

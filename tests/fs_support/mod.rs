@@ -30,7 +30,9 @@ impl MemReplica {
         let mut tree = self.tree.write();
         let change = tree.apply_local(op, now())?;
         self.inodes.applied(&change);
-        Ok(Applied { inode: change.inode })
+        Ok(Applied {
+            inode: change.inode,
+        })
     }
 
     /// From now on nothing is applied.
@@ -56,7 +58,10 @@ impl MemReplica {
 
     /// A change made by another node.
     pub fn remote(&self, op: &Op) -> Change {
-        let stamp = Stamp { writer: 2, mtime: now() };
+        let stamp = Stamp {
+            writer: 2,
+            mtime: now(),
+        };
         let mut tree = self.tree.write();
         let change = tree.apply(op, stamp, now()).expect("remote change");
         self.inodes.applied(&change);
@@ -110,7 +115,9 @@ impl MemDots {
                 let version = self.tree.read().root_row().version;
                 format!("{{\n\"starttime\": {version},\n\"clinfo\": {extra},\n\"vmlist\": 1\n}}\n")
             }
-            DotFile::Members => format!("{{\n\"nodename\": \"{}\",\n\"version\": 0\n}}\n", self.node),
+            DotFile::Members => {
+                format!("{{\n\"nodename\": \"{}\",\n\"version\": 0\n}}\n", self.node)
+            }
             DotFile::Vmlist => self.vmlist(),
             DotFile::Rrd => String::new(),
             DotFile::Clusterlog => "{\n\"data\": [\n]\n}\n".into(),
@@ -174,11 +181,19 @@ impl Mounted {
             extra: AtomicU32::new(0),
             late: Mutex::new(None),
         });
-        let config = ViewConfig { node: node.into(), gid: GID };
+        let config = ViewConfig {
+            node: node.into(),
+            gid: GID,
+        };
         let view = View::new(config, tree, replica.clone(), dots.clone(), inodes);
         let device = mount::mount(path).expect("mount");
         let served = serve(device, view, tuning, || ()).expect("serve");
-        Mounted { path: path.into(), replica, dots, served: Some(served) }
+        Mounted {
+            path: path.into(),
+            replica,
+            dots,
+            served: Some(served),
+        }
     }
 
     pub fn served(&self) -> &Served {
@@ -192,14 +207,19 @@ impl Mounted {
     /// Requests that `action` causes, FORGET left out.
     pub fn requests(&self, action: impl FnOnce()) -> String {
         let counts = |served: &Served| {
-            let all = served.requests.snapshot().filter(|(name, _)| *name != "FORGET");
+            let all = served
+                .requests
+                .snapshot()
+                .filter(|(name, _)| *name != "FORGET");
             all.collect::<Vec<_>>()
         };
         let before = counts(self.served());
         action();
         let after = counts(self.served());
         let used = before.iter().zip(&after).filter(|(b, a)| a.1 > b.1);
-        used.map(|(b, a)| format!("{}={}", a.0, a.1 - b.1)).collect::<Vec<_>>().join(" ")
+        used.map(|(b, a)| format!("{}={}", a.0, a.1 - b.1))
+            .collect::<Vec<_>>()
+            .join(" ")
     }
 }
 
@@ -219,5 +239,8 @@ pub fn path(path: &str) -> TreePath {
 }
 
 pub fn now() -> u32 {
-    SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs() as u32
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .expect("after 1970")
+        .as_secs() as u32
 }

@@ -33,14 +33,21 @@ impl Inner {
         then: impl FnOnce(&Inner, Applied) -> Result<T, Errno> + Send + 'static,
     ) {
         let inner = Arc::clone(self);
-        self.replica.submit(op, Box::new(move |result| match result {
-            Ok(applied) => reply(then(&inner, applied)),
-            Err(err) => reply(Err(err.into())),
-        }));
+        self.replica.submit(
+            op,
+            Box::new(move |result| match result {
+                Ok(applied) => reply(then(&inner, applied)),
+                Err(err) => reply(Err(err.into())),
+            }),
+        );
     }
 
     fn check_quorum(&self) -> Result<(), Errno> {
-        if self.replica.quorate() { Ok(()) } else { Err(EACCES) }
+        if self.replica.quorate() {
+            Ok(())
+        } else {
+            Err(EACCES)
+        }
     }
 
     /// Path of `name` in directory `dir`, if it may be changed now.
@@ -84,10 +91,22 @@ impl Inner {
 
     /// Somebody removed the new entry before its creator got the answer.
     fn stillborn(&self, inode: Inode, path: TreePath, is_dir: bool) -> Entry {
-        let content = if is_dir { None } else { Some(Arc::from(&b""[..])) };
-        let orphan = Orphan { content, mtime: now(), path };
+        let content = if is_dir {
+            None
+        } else {
+            Some(Arc::from(&b""[..]))
+        };
+        let orphan = Orphan {
+            content,
+            mtime: now(),
+            path,
+        };
         let ino = self.inodes.lock().stillborn(inode, orphan.clone());
-        Entry::Found { attr: self.orphan_attr(ino, orphan), attr_ttl: TTL, entry_ttl: TTL }
+        Entry::Found {
+            attr: self.orphan_attr(ino, orphan),
+            attr_ttl: TTL,
+            entry_ttl: TTL,
+        }
     }
 
     pub(super) fn remove(
@@ -107,19 +126,17 @@ impl Inner {
         let tree = self.tree.read();
         let path = self.name_to_change(&tree, dir, name)?;
         let inode = tree.lookup(&path).ok_or(ENOENT)?;
-        match (want_dir, tree.get(inode).is_some_and(|entry| entry.is_dir())) {
+        match (
+            want_dir,
+            tree.get(inode).is_some_and(|entry| entry.is_dir()),
+        ) {
             (true, false) => Err(Errno(libc::ENOTDIR)),
             (false, true) => Err(Errno(libc::EISDIR)),
             _ => Ok(path),
         }
     }
 
-    pub(super) fn rename(
-        self: &Arc<Self>,
-        from: (Ino, &[u8]),
-        to: (Ino, &[u8]),
-        reply: Reply<()>,
-    ) {
+    pub(super) fn rename(self: &Arc<Self>, from: (Ino, &[u8]), to: (Ino, &[u8]), reply: Reply<()>) {
         match self.checked_rename(from, to) {
             Ok((from, to, refresh)) => {
                 self.submit(Op::Rename { from, to }, reply, move |inner, applied| {
@@ -163,13 +180,7 @@ impl Inner {
         }
     }
 
-    pub(super) fn write(
-        self: &Arc<Self>,
-        ino: Ino,
-        offset: u64,
-        data: &[u8],
-        reply: Reply<u32>,
-    ) {
+    pub(super) fn write(self: &Arc<Self>, ino: Ino, offset: u64, data: &[u8], reply: Reply<u32>) {
         let path = {
             let tree = self.tree.read();
             match self.node(&tree, ino) {
@@ -186,10 +197,18 @@ impl Inner {
                 Err(err) => Err(err),
             }
         };
-        let checked = self.check_quorum().and(check_range(offset, data.len())).and(path);
+        let checked = self
+            .check_quorum()
+            .and(check_range(offset, data.len()))
+            .and(path);
         match checked {
             Ok(path) => {
-                let op = Op::Write { path, offset, data: data.to_vec(), truncate: false };
+                let op = Op::Write {
+                    path,
+                    offset,
+                    data: data.to_vec(),
+                    truncate: false,
+                };
                 // At most MAX_FILE_SIZE.
                 let count = data.len() as u32;
                 self.submit(op, reply, move |_, _| Ok(count));
@@ -244,7 +263,9 @@ impl Inner {
             Node::Link(_) | Node::Dot(_) => TreePath::root(),
         };
         drop(tree);
-        if set.mode.is_some_and(|mode| !attr::chmod_allowed(path.is_private(), mode))
+        if set
+            .mode
+            .is_some_and(|mode| !attr::chmod_allowed(path.is_private(), mode))
             || !attr::chown_allowed(set.uid, set.gid, self.gid)
         {
             return Err(EPERM);
@@ -291,7 +312,12 @@ fn path_to_change(tree: &Tree, inode: Inode) -> Result<TreePath, Errno> {
 }
 
 fn truncation(path: TreePath, size: u64) -> Op {
-    Op::Write { path, offset: size, data: Vec::new(), truncate: true }
+    Op::Write {
+        path,
+        offset: size,
+        data: Vec::new(),
+        truncate: true,
+    }
 }
 
 /// A request that reaches behind the largest size is refused as a whole.
@@ -316,7 +342,9 @@ fn want(set: &SetAttr) -> Want {
 
 fn now() -> u32 {
     // Modulo 2^32 like every time in the database; a clock before 1970 gives 0.
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as u32)
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs() as u32)
 }
 
 #[cfg(test)]
@@ -325,7 +353,13 @@ mod tests {
 
     #[test]
     fn times_count_together_and_modulo_2_32() {
-        let set = |atime, mtime| want(&SetAttr { atime, mtime, ..SetAttr::default() });
+        let set = |atime, mtime| {
+            want(&SetAttr {
+                atime,
+                mtime,
+                ..SetAttr::default()
+            })
+        };
         let at = |secs| Some(SetTime::Seconds(secs));
         assert_eq!(set(at(5), at(6)), Want::Mtime(6));
         assert_eq!(set(at(5), at((1 << 32) + 7)), Want::Mtime(7));
@@ -334,7 +368,12 @@ mod tests {
         assert_eq!(set(None, at(1)), Want::Nothing);
         assert_eq!(set(at(1), None), Want::Nothing);
         assert!(matches!(set(Some(SetTime::Now), Some(SetTime::Now)), Want::Mtime(t) if t > 0));
-        let both = SetAttr { size: Some(3), atime: at(1), mtime: at(2), ..SetAttr::default() };
+        let both = SetAttr {
+            size: Some(3),
+            atime: at(1),
+            mtime: at(2),
+            ..SetAttr::default()
+        };
         assert_eq!(want(&both), Want::Size(3));
     }
 
@@ -343,7 +382,12 @@ mod tests {
         assert_eq!(check_range(0, 1 << 20), Ok(()));
         assert_eq!(check_range((1 << 20) - 1, 1), Ok(()));
         assert_eq!(check_range(1 << 20, 0), Ok(()));
-        for (offset, len) in [(0, (1 << 20) + 1), (1 << 20, 1), (1 << 32, 0), (u64::MAX, 2)] {
+        for (offset, len) in [
+            (0, (1 << 20) + 1),
+            (1 << 20, 1),
+            (1 << 32, 0),
+            (u64::MAX, 2),
+        ] {
             assert_eq!(check_range(offset, len), Err(EFBIG));
         }
     }

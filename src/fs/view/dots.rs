@@ -27,15 +27,18 @@ impl Inner {
     pub(super) fn lookup_dot(self: &Arc<Self>, file: DotFile, reply: Reply<Entry>) {
         let slot = Arc::new(Mutex::new(Slot::Asked));
         let (inner, late) = (Arc::clone(self), Arc::clone(&slot));
-        self.dots.content(file, Box::new(move |text| {
-            let mut slot = late.lock();
-            if let Slot::Promised(ino) = *slot {
-                drop(slot);
-                inner.deliver(ino, text);
-            } else {
-                *slot = Slot::Text(text);
-            }
-        }));
+        self.dots.content(
+            file,
+            Box::new(move |text| {
+                let mut slot = late.lock();
+                if let Slot::Promised(ino) = *slot {
+                    drop(slot);
+                    inner.deliver(ino, text);
+                } else {
+                    *slot = Slot::Text(text);
+                }
+            }),
+        );
         let mut slot = slot.lock();
         let (ino, size, attr_ttl) = match std::mem::replace(&mut *slot, Slot::Asked) {
             Slot::Text(text) => {
@@ -50,7 +53,11 @@ impl Inner {
         };
         drop(slot);
         let attr = self.dot_attr(ino, file, size);
-        reply(Ok(Entry::Found { attr, attr_ttl, entry_ttl: NO_TTL }));
+        reply(Ok(Entry::Found {
+            attr,
+            attr_ttl,
+            entry_ttl: NO_TTL,
+        }));
     }
 
     fn deliver(&self, ino: Ino, text: Arc<[u8]>) {

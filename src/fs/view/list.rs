@@ -47,14 +47,24 @@ impl Inner {
         let fixed = fixed_entries(dir, parent);
         let skip = usize::try_from(offset).unwrap_or(usize::MAX);
         for (next, (name, ino, kind)) in (1..).zip(fixed).skip(skip) {
-            if add(DirEntry { ino, next, kind, name: name.as_bytes() }) {
+            if add(DirEntry {
+                ino,
+                next,
+                kind,
+                name: name.as_bytes(),
+            }) {
                 return Ok(());
             }
         }
         let from = items.partition_point(|item| item.ino.saturating_add(TREE_START) <= offset);
         for item in &items[from..] {
             let next = item.ino + TREE_START;
-            if add(DirEntry { ino: item.ino, next, kind: item.kind, name: &item.name }) {
+            if add(DirEntry {
+                ino: item.ino,
+                next,
+                kind: item.kind,
+                name: &item.name,
+            }) {
                 break;
             }
         }
@@ -77,8 +87,16 @@ impl Inner {
             .filter(|(name, _)| !hidden(name))
             .filter_map(|(name, &child)| {
                 let is_dir = tree.get(child)?.is_dir();
-                let kind = if is_dir { FileKind::Directory } else { FileKind::Regular };
-                Some(Item { ino: known.numbers.to_kernel(child), kind, name: Arc::clone(name) })
+                let kind = if is_dir {
+                    FileKind::Directory
+                } else {
+                    FileKind::Regular
+                };
+                Some(Item {
+                    ino: known.numbers.to_kernel(child),
+                    kind,
+                    name: Arc::clone(name),
+                })
             })
             .collect();
         drop(known);
@@ -93,13 +111,18 @@ impl Inner {
 
 /// `.`, `..` and, in the root, links and dot files.
 fn fixed_entries(dir: Ino, parent: Ino) -> impl Iterator<Item = (&'static str, Ino, FileKind)> {
-    let dots = [(".", dir, FileKind::Directory), ("..", parent, FileKind::Directory)];
-    let plugins = Plugin::all().filter(move |_| dir == ROOT_INO).map(|plugin| {
-        let kind = match plugin {
-            Plugin::Link(_) => FileKind::Symlink,
-            Plugin::Dot(_) => FileKind::Regular,
-        };
-        (plugin.name(), plugin.listed_ino(), kind)
-    });
+    let dots = [
+        (".", dir, FileKind::Directory),
+        ("..", parent, FileKind::Directory),
+    ];
+    let plugins = Plugin::all()
+        .filter(move |_| dir == ROOT_INO)
+        .map(|plugin| {
+            let kind = match plugin {
+                Plugin::Link(_) => FileKind::Symlink,
+                Plugin::Dot(_) => FileKind::Regular,
+            };
+            (plugin.name(), plugin.listed_ino(), kind)
+        });
     dots.into_iter().chain(plugins)
 }

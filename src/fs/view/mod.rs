@@ -129,7 +129,12 @@ impl Inner {
             }
         }
         let dot = || known.dot_file(ino).map(Node::Dot);
-        known.orphan(ino).cloned().map(Node::Orphan).or_else(dot).ok_or(ENOENT)
+        known
+            .orphan(ino)
+            .cloned()
+            .map(Node::Orphan)
+            .or_else(dot)
+            .ok_or(ENOENT)
     }
 
     /// The directory `ino` of the tree and its path.
@@ -147,15 +152,20 @@ impl Inner {
         let path = tree.path_of(inode)?;
         let (is_dir, size) = (entry.is_dir(), u64::from(entry.size()));
         let mtime = if inode == ROOT_INODE { 0 } else { entry.mtime };
-        Some(Facts { is_dir, size, mtime, path, nlink: None })
+        Some(Facts {
+            is_dir,
+            size,
+            mtime,
+            path,
+            nlink: None,
+        })
     }
 
     /// Attributes for the kernel. Quorum is asked for last: if it changes after this, whoever
     /// invalidates attributes already finds the inode among those the kernel knows.
     fn attr(&self, ino: Ino, facts: &Facts) -> Attr {
         let perm = attr::mode(&facts.path, facts.is_dir, self.replica.quorate());
-        let mut attr =
-            attr::entry(ino, facts.is_dir, facts.size, facts.mtime, perm, self.gid);
+        let mut attr = attr::entry(ino, facts.is_dir, facts.size, facts.mtime, perm, self.gid);
         attr.nlink = facts.nlink.unwrap_or(attr.nlink);
         attr
     }
@@ -164,7 +174,16 @@ impl Inner {
         let size = orphan.content.as_ref().map_or(0, |data| data.len() as u64);
         let is_dir = orphan.content.is_none();
         let Orphan { mtime, path, .. } = orphan;
-        self.attr(ino, &Facts { is_dir, size, mtime, path, nlink: Some(0) })
+        self.attr(
+            ino,
+            &Facts {
+                is_dir,
+                size,
+                mtime,
+                path,
+                nlink: Some(0),
+            },
+        )
     }
 
     fn link_attr(&self, link: Link) -> Attr {
@@ -182,13 +201,21 @@ impl Inner {
         let facts = Inner::facts(tree, inode)?;
         let ino = self.inodes.lock().refer(inode);
         let attr = self.attr(ino, &facts);
-        Some(Entry::Found { attr, attr_ttl: TTL, entry_ttl: TTL })
+        Some(Entry::Found {
+            attr,
+            attr_ttl: TTL,
+            entry_ttl: TTL,
+        })
     }
 
     fn lookup(&self, dir: Ino, name: &[u8]) -> Result<Entry, Errno> {
         let tree = self.tree.read();
         let inode = self.inodes.lock().numbers.to_tree(dir).ok_or(ENOENT)?;
-        let children = tree.get(inode).ok_or(ENOENT)?.children().ok_or(Errno(libc::ENOTDIR))?;
+        let children = tree
+            .get(inode)
+            .ok_or(ENOENT)?
+            .children()
+            .ok_or(Errno(libc::ENOTDIR))?;
         match children.get(name) {
             Some(child) => self.found(&tree, *child).ok_or(EIO),
             None => Ok(Entry::Missing { ttl: TTL }),
@@ -196,7 +223,11 @@ impl Inner {
     }
 
     fn lookup_link(&self, link: Link) -> Entry {
-        Entry::Found { attr: self.link_attr(link), attr_ttl: TTL, entry_ttl: TTL }
+        Entry::Found {
+            attr: self.link_attr(link),
+            attr_ttl: TTL,
+            entry_ttl: TTL,
+        }
     }
 
     fn getattr(&self, ino: Ino, node: Node, tree: &Tree) -> Result<Attr, Errno> {
@@ -220,18 +251,29 @@ impl Inner {
     fn attr_now(&self, ino: Ino) -> Result<AttrReply, Errno> {
         let tree = self.tree.read();
         let node = self.node(&tree, ino)?;
-        Ok(AttrReply { attr: self.getattr(ino, node, &tree)?, ttl: TTL })
+        Ok(AttrReply {
+            attr: self.getattr(ino, node, &tree)?,
+            ttl: TTL,
+        })
     }
 }
 
 /// The plugin entry `name` in directory `dir`.
 fn plugin(dir: Ino, name: &[u8]) -> Option<Plugin> {
-    if dir == ROOT_INO { Plugin::by_name(name) } else { None }
+    if dir == ROOT_INO {
+        Plugin::by_name(name)
+    } else {
+        None
+    }
 }
 
 /// Refuses names that are too long.
 fn check_name(name: &[u8]) -> Result<(), Errno> {
-    if name.len() > NAME_MAX { Err(Errno(libc::ENAMETOOLONG)) } else { Ok(()) }
+    if name.len() > NAME_MAX {
+        Err(Errno(libc::ENAMETOOLONG))
+    } else {
+        Ok(())
+    }
 }
 
 impl Operations for View {
@@ -266,7 +308,11 @@ impl Operations for View {
 
     fn readlink(&self, ino: Ino) -> Result<Slice, Errno> {
         let link = Link::from_ino(ino).ok_or(Errno(libc::EINVAL))?;
-        Ok(Slice::new(Arc::clone(&self.0.targets[link as usize]), 0, u32::MAX))
+        Ok(Slice::new(
+            Arc::clone(&self.0.targets[link as usize]),
+            0,
+            u32::MAX,
+        ))
     }
 
     fn create(&self, dir: Ino, name: &[u8], reply: Reply<Entry>) {
@@ -291,7 +337,9 @@ impl Operations for View {
 
     fn read(&self, ino: Ino, offset: u64, size: u32, reply: Reply<Slice>) {
         Inner::when_text_is_there(&self.0, ino, move |inner| {
-            let slice = inner.content(ino).map(|data| Slice::new(data, offset, size));
+            let slice = inner
+                .content(ino)
+                .map(|data| Slice::new(data, offset, size));
             reply(slice);
         });
     }
