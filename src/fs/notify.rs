@@ -153,4 +153,12 @@ impl crate::replica::Barrier for Notifier {
     fn settle(&self, change: &Change) {
         Notifier::settle(self, change);
     }
+
+    fn invalidate(&self, change: &Change) {
+        Notifier::invalidate(self, change);
+    }
+
+    fn quorum_changed(&self) {
+        Notifier::quorum_changed(self);
+    }
 }

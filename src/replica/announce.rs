@@ -23,11 +23,19 @@ use crate::memdb::{Change, Effects};
 /// How long a question for versions waits for announcements before it gets the old ones.
 pub const PATIENCE: Duration = Duration::from_millis(10);
 
-/// Makes a change visible that came through the mount and was answered before.
+/// Makes changes visible through the mount. Each call may take as long as another operation holds
+/// the directory.
 pub trait Barrier: Send + Sync {
-    /// Returns when the kernel has finished the operation. May take as long as another operation
-    /// holds the directory.
+    /// A change that came through the mount and was answered before: returns when the kernel has
+    /// finished the operation.
     fn settle(&self, change: &Change);
+
+    /// A change that did not come through the mount: returns when the kernel has forgotten what it
+    /// changed.
+    fn invalidate(&self, change: &Change);
+
+    /// This node may (not) write any more: the kernel has to forget all modes.
+    fn quorum_changed(&self);
 }
 
 /// Where announcements go: counters and guest list.
@@ -42,6 +50,11 @@ enum Job {
     Change(Box<Change>),
     /// Announce only, in turn.
     Effects(Effects),
+    /// Have the kernel forget what the change touched, then announce its effects.
+    Foreign(Box<Change>),
+    /// Have the kernel forget the differences, then tell of the new tree.
+    Replaced(Vec<Change>, Waiter),
+    Quorum,
     Stop,
 }
 
@@ -142,6 +155,25 @@ impl Announcer {
         move || shared.push(Job::Change(change))
     }
 
+    /// A change of another node, or of this one whose caller was told that it is unknown.
+    pub fn foreign(&self, change: Box<Change>) {
+        self.shared.promised.fetch_add(1, SeqCst);
+        self.shared.push(Job::Foreign(change));
+    }
+
+    /// The tree was replaced by another one. `differences` are what the kernel has to forget; their
+    /// effects are not announced, `tell` is called instead.
+    pub fn replaced(&self, differences: Vec<Change>, tell: Box<dyn FnOnce() + Send>) {
+        self.shared.promised.fetch_add(1, SeqCst);
+        self.shared.push(Job::Replaced(differences, tell));
+    }
+
+    /// The quorum came or went, and whoever asks is told so already.
+    pub fn quorum_changed(&self) {
+        self.shared.promised.fetch_add(1, SeqCst);
+        self.shared.push(Job::Quorum);
+    }
+
     /// Calls `ready` when everything promised until now is announced: at once if nothing is under
     /// way, else from another thread, after [`PATIENCE`] at the latest.
     pub fn when_announced(&self, ready: Waiter) {
@@ -184,13 +216,25 @@ fn announce_loop(shared: &Shared) {
             }
             queues.jobs.pop_front()
         };
+        let barrier = shared.barrier.lock().clone();
+        let barrier = barrier.as_deref();
         match job {
             Some(Job::Change(change)) => {
-                let barrier = shared.barrier.lock().clone();
-                if let Some(barrier) = barrier {
-                    barrier.settle(&change);
-                }
+                barrier.inspect(|barrier| barrier.settle(&change));
                 (shared.sink)(&change.effects);
+            }
+            Some(Job::Foreign(change)) => {
+                barrier.inspect(|barrier| barrier.invalidate(&change));
+                (shared.sink)(&change.effects);
+            }
+            Some(Job::Replaced(changes, tell)) => {
+                if let Some(barrier) = barrier {
+                    changes.iter().for_each(|change| barrier.invalidate(change));
+                }
+                tell();
+            }
+            Some(Job::Quorum) => {
+                barrier.inspect(|barrier| barrier.quorum_changed());
             }
             Some(Job::Effects(effects)) => (shared.sink)(&effects),
             Some(Job::Stop) | None => return,
@@ -253,6 +297,10 @@ mod tests {
         fn settle(&self, _: &Change) {
             let _ = self.0.lock().recv();
         }
+        fn invalidate(&self, change: &Change) {
+            self.settle(change);
+        }
+        fn quorum_changed(&self) {}
     }
 
     fn change() -> Box<Change> {
@@ -319,6 +367,25 @@ mod tests {
         announcer.when_announced(Box::new(move || tx.send(()).unwrap()));
         rx.recv_timeout(Duration::from_secs(5)).unwrap();
         assert_eq!(count.load(SeqCst), 0);
+        announcer.stop();
+    }
+
+    #[test]
+    fn changes_of_others_are_announced_after_the_kernel_forgot() {
+        let (announcer, count) = announcer();
+        let (open, gate) = mpsc::channel();
+        announcer.set_barrier(Arc::new(Gate(Mutex::new(gate))));
+        announcer.foreign(change());
+        assert!(announcer.pending());
+        let seen = count.clone();
+        let (tx, rx) = mpsc::channel();
+        let told = Box::new(move || tx.send(seen.load(SeqCst)).unwrap());
+        announcer.replaced(vec![*change(), *change()], told);
+        announcer.quorum_changed();
+        assert!(rx.recv_timeout(Duration::from_millis(20)).is_err());
+        (0..3).for_each(|_| open.send(()).unwrap());
+        // Of a replaced tree no effects are announced, but the new one is told of.
+        assert_eq!(rx.recv_timeout(Duration::from_secs(5)).unwrap(), 1);
         announcer.stop();
     }
 

@@ -33,6 +33,8 @@ enum Write {
     Sync(SyncRows),
     /// Ends what a failed synchronisation began.
     Resume,
+    /// Nothing: its turn is what counts.
+    Nothing,
 }
 
 struct Pending {
@@ -44,7 +46,7 @@ impl Pending {
     fn change(&self) -> Option<&Change> {
         match &self.write {
             Write::Change(change) => Some(change),
-            Write::Sync(_) | Write::Resume => None,
+            Write::Sync(_) | Write::Resume | Write::Nothing => None,
         }
     }
 
@@ -119,6 +121,12 @@ impl StoreHandle {
     /// is in memory is what is in the database.
     pub fn resume(&self) {
         self.push(Write::Resume, Box::new(|_| ()));
+    }
+
+    /// Calls `ticket` when everything queued so far was written or refused; in its turn, with the
+    /// result that a change would have had.
+    pub fn after(&self, ticket: Ticket) {
+        self.push(Write::Nothing, ticket);
     }
 
     fn push(&self, write: Write, ticket: Ticket) {

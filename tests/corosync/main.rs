@@ -4,6 +4,7 @@
 //! the namespaces) is taken from `PMXCFS_COROSYNC_LABID`.
 #![allow(clippy::unwrap_used)] // a test ends at the first surprise
 
+#[path = "../corosync_support/mod.rs"]
 mod lab;
 mod probe;
 
@@ -16,7 +17,7 @@ const SOON: Duration = Duration::from_secs(30);
 /// Not a test of its own: what the other test runs inside the nodes.
 #[test]
 fn probe() {
-    if std::env::var_os(probe::SWITCH).is_some() {
+    if lab::is_probe() {
         probe::run();
     }
 }
@@ -158,7 +159,7 @@ fn a_process_that_ends_leaves(probes: &mut [Probe]) {
 #[test]
 fn three_nodes() {
     let name = "a cluster with quite a long name, longer than sixteen bytes";
-    let lab = Lab::up(3, name);
+    let lab = Lab::up(0, 3, name);
     for node in 1..=3 {
         lab.start_corosync(node);
     }

@@ -13,14 +13,7 @@ use pmxcfs::corosync::cpg::{Cpg, Event, GroupName, Member};
 use pmxcfs::corosync::quorum::Quorum;
 use pmxcfs::corosync::{Error, STACK_SIZE};
 
-/// Set in the environment of a probe.
-pub const SWITCH: &str = "PMXCFS_COROSYNC_PROBE";
-/// Starts each line of output.
-pub const MARK: &str = "> ";
-
-fn say(text: &str) {
-    println!("{MARK}{text}");
-}
+use super::lab::say;
 
 pub fn run() {
     let (send, commands) = channel();

@@ -1,4 +1,5 @@
 //! Nodes in namespaces, and the probes that run in them.
+#![allow(dead_code)] // not every test uses everything
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -6,7 +7,20 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-use super::probe;
+/// Set in the environment of a probe.
+pub const SWITCH: &str = "PMXCFS_COROSYNC_PROBE";
+/// Starts each line of output of a probe.
+pub const MARK: &str = "> ";
+
+/// Output of a probe.
+pub fn say(text: &str) {
+    println!("{MARK}{text}");
+}
+
+/// Runs in a probe, not in the test.
+pub fn is_probe() -> bool {
+    std::env::var_os(SWITCH).is_some()
+}
 
 pub struct Lab {
     id: String,
@@ -19,9 +33,11 @@ fn script() -> PathBuf {
 }
 
 impl Lab {
-    /// Sets up nodes that know each other as the cluster `name`; nothing runs in them yet.
-    pub fn up(nodes: usize, name: &str) -> Lab {
-        let id = std::env::var("PMXCFS_COROSYNC_LABID").unwrap_or_else(|_| "100".into());
+    /// Sets up nodes that know each other as the cluster `name`; nothing runs in them yet. Tests
+    /// that run at the same time have different offsets.
+    pub fn up(offset: u32, nodes: usize, name: &str) -> Lab {
+        let base = std::env::var("PMXCFS_COROSYNC_LABID").map_or(100, |id| id.parse().unwrap());
+        let id = (base + offset).to_string();
         let dir = PathBuf::from(format!("/var/tmp/pmxcfs-corosync-{id}"));
         let lab = Lab { id, dir, nodes };
         lab.run(&["up", &nodes.to_string()]);
@@ -86,6 +102,20 @@ impl Lab {
         }
     }
 
+    fn log(&self, node: usize) -> PathBuf {
+        self.dir.join(format!("node{node}/probe.log"))
+    }
+
+    /// Everything the probes of this node wrote to stderr.
+    pub fn log_of(&self, node: usize) -> String {
+        std::fs::read_to_string(self.log(node)).unwrap_or_default()
+    }
+
+    /// The node's /etc/corosync/corosync.conf.
+    pub fn host_file(&self, node: usize) -> PathBuf {
+        self.dir.join(format!("node{node}/etccoro/corosync.conf"))
+    }
+
     /// Starts this test binary as a probe inside the node.
     pub fn probe(&self, node: usize) -> Probe {
         let exe = std::env::current_exe().unwrap();
@@ -99,7 +129,14 @@ impl Lab {
                 "probe",
                 "--nocapture",
             ])
-            .env(probe::SWITCH, "1")
+            .env(SWITCH, "1")
+            .stderr(
+                std::fs::OpenOptions::new()
+                    .create(true)
+                    .append(true)
+                    .open(self.log(node))
+                    .unwrap(),
+            )
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -108,7 +145,7 @@ impl Lab {
         let output = BufReader::new(child.stdout.take().unwrap());
         std::thread::spawn(move || {
             for line in output.lines().map_while(Result::ok) {
-                if let Some(event) = line.strip_prefix(probe::MARK) {
+                if let Some(event) = line.strip_prefix(MARK) {
                     let _ = send.send(event.to_owned());
                 }
             }
@@ -182,6 +219,11 @@ impl Probe {
     pub fn forget(&mut self) {
         self.lines.try_iter().for_each(drop);
         self.log.clear();
+    }
+
+    pub fn signal(&self, signal: nix::sys::signal::Signal) {
+        let pid = i32::try_from(self.child.id()).unwrap();
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal).unwrap();
     }
 
     pub fn end(&mut self) {
