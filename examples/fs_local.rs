@@ -14,18 +14,14 @@ use pmxcfs::fs::Tuning;
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let [mountpoint, node, options @ ..] = args.as_slice() else {
-        eprintln!("usage: fs_local MOUNTPOINT NODE [clone-fd] [create] [workers=N]");
+        eprintln!("usage: fs_local MOUNTPOINT NODE [workers=N]");
         std::process::exit(2);
     };
     let mut tuning = Tuning::default();
     for option in options {
-        match option.as_str() {
-            "clone-fd" => tuning.clone_fd = true,
-            "create" => tuning.answer_create = true,
-            other => match other.strip_prefix("workers=").and_then(|n| n.parse().ok()) {
-                Some(workers) => tuning.workers = workers,
-                None => panic!("unknown option {other}"),
-            },
+        match option.strip_prefix("workers=").and_then(|n| n.parse().ok()) {
+            Some(workers) => tuning.workers = workers,
+            None => panic!("unknown option {option}"),
         }
     }
     let mounted = fs_support::Mounted::new(Path::new(mountpoint), node, tuning);

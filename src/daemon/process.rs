@@ -10,9 +10,10 @@ use std::fs::OpenOptions;
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{WaitStatus, waitpid};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork, setsid};
 
 use super::files::write_pid_file;
@@ -20,6 +21,9 @@ use super::{StartError, logging};
 
 /// What the child says when it is ready.
 const READY: u8 = b'1';
+/// How long a child that gave up may take to end: its last log lines and closing the database.
+const END_TRIES: u32 = 500;
+const END_PAUSE: Duration = Duration::from_millis(10);
 
 /// The child's duty to report.
 #[derive(Debug)]
@@ -93,15 +97,29 @@ fn wait_for_child(child: Pid, pipe: OwnedFd, pid_file: &Path) -> i32 {
             return 0;
         }
         Ok(()) => tracing::error!(target: "main", "child failed to send '1'"),
-        Err(err) if err.kind() == io::ErrorKind::UnexpectedEof => {}
+        // The child says itself why it ends.
+        Err(err) if err.kind() == io::ErrorKind::UnexpectedEof => {
+            if ended_by_itself(child) {
+                return 255;
+            }
+            tracing::error!(target: "main", "child failed to send '1'");
+        }
         Err(err) => tracing::error!(target: "main", "read error: {err}"),
     }
-    // It may be ending by itself; SIGKILL does not change the status of a zombie.
+    // It may be gone already, and a zombie does not mind.
     let _ = kill(child, Signal::SIGKILL);
-    match waitpid(child, None) {
-        // It has said why.
-        Ok(WaitStatus::Exited(..)) => {}
-        other => tracing::error!(target: "main", "child failed to send '1' ({other:?})"),
-    }
+    let _ = waitpid(child, None);
     255
+}
+
+/// Waits a moment for the child to end with an exit code of its own.
+fn ended_by_itself(child: Pid) -> bool {
+    for _ in 0..END_TRIES {
+        match waitpid(child, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::StillAlive) => std::thread::sleep(END_PAUSE),
+            Ok(WaitStatus::Exited(..)) => return true,
+            _ => return false,
+        }
+    }
+    false
 }

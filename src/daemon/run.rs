@@ -125,16 +125,17 @@ fn serve(config: &Config, prepared: Prepared) -> Result<(), StartError> {
     };
     let terminator = Terminator::install().map_err(StartError::Signals)?;
     let www_gid = prepared.www_gid;
-    let node = Node::start(config, prepared)?;
-    files::remove_restart_flag(&config.restart_flag());
     if config.foreground {
+        // Before anybody can reach the service: with the service there is a pid to be found.
         if let Err(err) = files::write_pid_file(&config.pid_file, std::process::id()) {
-            tracing::error!(
-                target: "main",
-                "unable to write pid file '{}': {err}", config.pid_file.display()
-            );
+            let path = config.pid_file.display();
+            tracing::error!(target: "main", "unable to write pid file '{path}': {err}");
         }
     }
+    let node = Node::start(config, prepared).inspect_err(|_| {
+        files::remove_pid_file(&config.pid_file);
+    })?;
+    files::remove_restart_flag(&config.restart_flag());
     if let Err(err) = ready.signal() {
         node.stop();
         return Err(StartError::Pipe(err));

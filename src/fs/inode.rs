@@ -119,7 +119,7 @@ pub struct Numbers {
 impl Numbers {
     /// Number for the kernel. An inode of the tree with an odd number (1, or 2^62 and above) gets
     /// an alias for as long as this process runs.
-    pub fn to_kernel(&mut self, inode: Inode) -> Ino {
+    pub fn kernel_number(&mut self, inode: Inode) -> Ino {
         match inode {
             ROOT_INODE => ROOT_INO,
             2..OWN => inode,
@@ -133,7 +133,7 @@ impl Numbers {
     }
 
     /// Number for the kernel if the kernel can know it already.
-    pub fn known_to_kernel(&self, inode: Inode) -> Option<Ino> {
+    pub fn known_number(&self, inode: Inode) -> Option<Ino> {
         match inode {
             ROOT_INODE => Some(ROOT_INO),
             2..OWN => Some(inode),
@@ -142,7 +142,7 @@ impl Numbers {
     }
 
     /// Number in the tree; `None` for what is not in the tree.
-    pub fn to_tree(&self, ino: Ino) -> Option<Inode> {
+    pub fn tree_number(&self, ino: Ino) -> Option<Inode> {
         match ino {
             ROOT_INO => Some(ROOT_INODE),
             2..OWN => Some(ino),
@@ -165,8 +165,8 @@ mod tests {
     fn ordinary_numbers_are_the_trees_own() {
         let mut numbers = Numbers::default();
         for (inode, ino) in [(0, 1), (2, 2), (3, 3), (0x1234_5678_9abc, 0x1234_5678_9abc)] {
-            assert_eq!(numbers.to_kernel(inode), ino);
-            assert_eq!(numbers.to_tree(ino), Some(inode));
+            assert_eq!(numbers.kernel_number(inode), ino);
+            assert_eq!(numbers.tree_number(ino), Some(inode));
         }
     }
 
@@ -174,31 +174,31 @@ mod tests {
     fn odd_numbers_get_an_alias() {
         let mut numbers = Numbers::default();
         let odd = [1, OWN, OWN + 1, GENERATIONS + 5, 1 << 63, u64::MAX];
-        let inos: Vec<Ino> = odd.iter().map(|&n| numbers.to_kernel(n)).collect();
+        let inos: Vec<Ino> = odd.iter().map(|&n| numbers.kernel_number(n)).collect();
         for (inode, ino) in odd.iter().zip(&inos) {
             assert!(*ino >= ALIASES && *ino < 1 << 63, "{ino:#x}");
-            assert_eq!(numbers.to_tree(*ino), Some(*inode));
-            assert_eq!(numbers.to_kernel(*inode), *ino);
-            assert_eq!(numbers.known_to_kernel(*inode), Some(*ino));
+            assert_eq!(numbers.tree_number(*ino), Some(*inode));
+            assert_eq!(numbers.kernel_number(*inode), *ino);
+            assert_eq!(numbers.known_number(*inode), Some(*ino));
         }
         assert_eq!(
             inos.iter().collect::<std::collections::HashSet<_>>().len(),
             odd.len()
         );
-        assert_eq!(numbers.known_to_kernel(OWN + 2), None);
+        assert_eq!(numbers.known_number(OWN + 2), None);
     }
 
     #[test]
     fn own_numbers_are_not_in_the_tree() {
         let mut numbers = Numbers::default();
         for link in Link::ALL {
-            assert_eq!(numbers.to_tree(link.ino()), None);
+            assert_eq!(numbers.tree_number(link.ino()), None);
             assert_eq!(Link::from_ino(link.ino()), Some(link));
         }
         let first = numbers.new_generation();
         let second = numbers.new_generation();
         assert_ne!(first, second);
-        assert_eq!(numbers.to_tree(first), None);
+        assert_eq!(numbers.tree_number(first), None);
         assert_eq!(Link::from_ino(first), None);
     }
 

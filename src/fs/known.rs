@@ -55,7 +55,7 @@ pub struct Known {
 impl Known {
     /// The kernel gets one more reference to an inode of the tree.
     pub fn refer(&mut self, inode: Inode) -> Ino {
-        let ino = self.numbers.to_kernel(inode);
+        let ino = self.numbers.kernel_number(inode);
         self.refer_ino(ino);
         ino
     }
@@ -96,7 +96,7 @@ impl Known {
 
     /// Keeps a removed entry if the kernel may still ask for it.
     pub fn removed(&mut self, entry: &RemovedEntry) {
-        let Some(ino) = self.numbers.known_to_kernel(entry.inode) else {
+        let Some(ino) = self.numbers.known_number(entry.inode) else {
             return;
         };
         if self.references(ino) == 0 {
@@ -279,7 +279,7 @@ mod tests {
         known.removed(&removed(1, b"x"));
         assert!(known.orphan(ino).is_some());
         known.removed(&removed(u64::MAX, b"x"));
-        assert_eq!(known.numbers.known_to_kernel(u64::MAX), None);
+        assert_eq!(known.numbers.known_number(u64::MAX), None);
     }
 
     #[test]

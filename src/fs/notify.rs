@@ -71,7 +71,7 @@ impl Notifier {
         let is_dir = |ino: &Ino| {
             let entry = inodes
                 .numbers
-                .to_tree(*ino)
+                .tree_number(*ino)
                 .and_then(|inode| tree.get(inode));
             entry.is_some_and(|entry| entry.is_dir())
         };
@@ -95,7 +95,7 @@ impl Notifier {
                 self.kernel.inval_content(dir);
             }
         }
-        let ino = self.inodes.lock().numbers.known_to_kernel(change.inode);
+        let ino = self.inodes.lock().numbers.known_number(change.inode);
         if let Some(ino) = ino {
             self.kernel.inval_content(ino);
         }
@@ -120,7 +120,7 @@ impl Notifier {
     /// Returns when the operations on names in directory `dir` that have been answered are visible
     /// to everybody on this node. Waits for those that are still under way, too.
     pub fn barrier(&self, dir: Inode) {
-        if let Some(dir) = self.inodes.lock().numbers.known_to_kernel(dir) {
+        if let Some(dir) = self.inodes.lock().numbers.known_number(dir) {
             self.kernel.inval_entry(dir, NEVER);
         }
     }
@@ -132,11 +132,11 @@ impl Notifier {
         let by_path = |path: &TreePath| {
             let (dir, name) = path.split_last()?;
             let dir = tree.lookup(&TreePath::new(dir))?;
-            Some((inodes.numbers.known_to_kernel(dir)?, Arc::from(name)))
+            Some((inodes.numbers.known_number(dir)?, Arc::from(name)))
         };
         let mut names = Vec::new();
         if let Some(row) = change.put.as_ref().filter(|row| row.inode != ROOT_INODE) {
-            let dir = inodes.numbers.known_to_kernel(row.parent);
+            let dir = inodes.numbers.known_number(row.parent);
             names.extend(dir.map(|dir| (dir, Arc::clone(&row.name))));
         }
         let removed = change.removed.as_ref().map(|removed| &removed.path);

@@ -17,6 +17,10 @@ use crate::memdb::{Change, LoadError, LoadNote, Loader, Tree};
 /// How long a foreign lock on the file is waited for (database.md 4).
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Page cache while loading and later, in KiB (negative, so SQLite has it); SQLite's default later.
+const LOAD_CACHE: i64 = -256;
+const CACHE: i64 = -2000;
+
 /// An open database that nobody writes to yet.
 #[derive(Debug)]
 pub struct Store {
@@ -45,12 +49,31 @@ pub enum OpenError {
     Load(#[from] LoadError),
 }
 
+/// What was tried when reading the rows fails.
+const SELECT_FAILED: &str = "select returned error";
+
 impl OpenError {
+    /// The file is a database, but not one to be loaded.
+    fn is_load(&self) -> bool {
+        matches!(
+            self,
+            OpenError::Load(_)
+                | OpenError::Sqlite {
+                    what: SELECT_FAILED,
+                    ..
+                }
+        )
+    }
+
     /// What an operator can do about it; `path` is that of the file.
     pub fn way_out(&self, path: &Path) -> String {
         let db = path.display();
         match self {
             OpenError::Create { .. } => format!("check that '{db}' and its directory are writable"),
+            OpenError::Sqlite { text, .. } if text.contains("locked") => format!(
+                "another process holds '{db}' for writing: find it (fuser -v '{db}*') and let it \
+                 finish, then start again; the database itself is fine"
+            ),
             OpenError::Sqlite { .. } => format!(
                 "'{db}' is not usable as it is. With pmxcfs stopped and a copy of it made, restore \
                  a backup (zcat backup/config-<epoch>.sql.gz | sqlite3 '{db}.new'), or save what \
@@ -94,7 +117,7 @@ impl Store {
             }
             Err(error) => {
                 log::error!(target: DOMAIN, "{error}");
-                if matches!(error, OpenError::Load(_)) {
+                if error.is_load() {
                     log::error!(target: DOMAIN, "DB load failed");
                 }
                 log::error!(target: DOMAIN, "way out: {}", error.way_out(path));
@@ -136,7 +159,23 @@ impl Store {
 
     /// Reads the whole table.
     fn load(&self, now: u32) -> Result<(Tree, Vec<LoadNote>), OpenError> {
-        let select = "select returned error";
+        let select = SELECT_FAILED;
+        // Each page is needed once: no use in filling the page cache.
+        let cache = |size: i64| {
+            self.conn
+                .execute_batch(&format!("PRAGMA cache_size={size}"))
+        };
+        cache(LOAD_CACHE).map_err(sqlite(select))?;
+        let loaded = self.load_rows(now, select)?;
+        cache(CACHE).map_err(sqlite(select))?;
+        Ok(loaded)
+    }
+
+    fn load_rows(
+        &self,
+        now: u32,
+        select: &'static str,
+    ) -> Result<(Tree, Vec<LoadNote>), OpenError> {
         let mut loader = Loader::new();
         let mut statement = self.conn.prepare(SELECT).map_err(sqlite(select))?;
         let mut rows = statement.query([]).map_err(sqlite(select))?;

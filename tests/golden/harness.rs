@@ -180,8 +180,7 @@ pub fn blank(text: &str, name: &str) -> String {
 
 /// A guest list or a property answer in the order of VMIDs: hash order is no part of the contract.
 pub fn by_vmid(text: &str) -> String {
-    let is_guest =
-        |line: &&str| line.starts_with(|c| c == '"') && line.as_bytes()[1].is_ascii_digit();
+    let is_guest = |line: &&str| line.starts_with('"') && line.as_bytes()[1].is_ascii_digit();
     let mut guests: Vec<&str> = text.lines().filter(is_guest).collect();
     let Some(last) = guests.last_mut() else {
         return text.to_owned();

@@ -174,7 +174,7 @@ impl Inner {
     /// Harmless from here, unlike every other invalidation: attributes need no lock that a request
     /// can hold, and the renaming process itself keeps this inode in memory.
     fn refresh_attr(&self, inode: Inode) {
-        let ino = self.inodes.lock().numbers.known_to_kernel(inode);
+        let ino = self.inodes.lock().numbers.known_number(inode);
         if let (Some(ino), Some(kernel)) = (ino, self.kernel.get()) {
             kernel.inval_attr(ino);
         }

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use super::{ENOENT, Inner, plugin};
+use super::{ENOENT, Inner, check_name, plugin};
 use crate::fs::inode::Plugin;
 use crate::fs::ops::{DirEntry, Errno, FileKind, Ino, ROOT_INO};
 use crate::memdb::{Inode, ROOT_INODE, Tree};
@@ -38,10 +38,10 @@ impl Inner {
         add: &mut dyn FnMut(DirEntry<'_>) -> bool,
     ) -> Result<(), Errno> {
         let tree = self.tree.read();
-        let inode = self.inodes.lock().numbers.to_tree(dir).ok_or(ENOENT)?;
+        let inode = self.inodes.lock().numbers.tree_number(dir).ok_or(ENOENT)?;
         let parent = tree.get(inode).ok_or(ENOENT)?.parent;
         let items = self.items(&tree, inode)?;
-        let parent = self.inodes.lock().numbers.to_kernel(parent);
+        let parent = self.inodes.lock().numbers.kernel_number(parent);
         drop(tree);
 
         let fixed = fixed_entries(dir, parent);
@@ -80,7 +80,11 @@ impl Inner {
         }
         let children = tree.get(dir).and_then(|entry| entry.children());
         let children = children.ok_or(Errno(libc::ENOTDIR))?;
-        let hidden = |name: &[u8]| dir == ROOT_INODE && plugin(ROOT_INO, name).is_some();
+        // A single name that the kernel does not take would make it refuse the whole listing.
+        let hidden = |name: &[u8]| {
+            let by_plugin = dir == ROOT_INODE && plugin(ROOT_INO, name).is_some();
+            by_plugin || check_name(name).is_err() || !Tree::servable_name(name)
+        };
         let mut known = self.inodes.lock();
         let mut items: Vec<Item> = children
             .iter()
@@ -93,7 +97,7 @@ impl Inner {
                     FileKind::Regular
                 };
                 Some(Item {
-                    ino: known.numbers.to_kernel(child),
+                    ino: known.numbers.kernel_number(child),
                     kind,
                     name: Arc::clone(name),
                 })

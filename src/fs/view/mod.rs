@@ -123,7 +123,7 @@ impl Inner {
             return Ok(Node::Link(link));
         }
         let known = self.inodes.lock();
-        if let Some(inode) = known.numbers.to_tree(ino) {
+        if let Some(inode) = known.numbers.tree_number(ino) {
             if tree.get(inode).is_some() {
                 return Ok(Node::Tree(inode));
             }
@@ -139,7 +139,7 @@ impl Inner {
 
     /// The directory `ino` of the tree and its path.
     fn dir(&self, tree: &Tree, ino: Ino) -> Result<(Inode, TreePath), Errno> {
-        let inode = self.inodes.lock().numbers.to_tree(ino).ok_or(ENOENT)?;
+        let inode = self.inodes.lock().numbers.tree_number(ino).ok_or(ENOENT)?;
         let entry = tree.get(inode).ok_or(ENOENT)?;
         if !entry.is_dir() {
             return Err(Errno(libc::ENOTDIR));
@@ -210,7 +210,7 @@ impl Inner {
 
     fn lookup(&self, dir: Ino, name: &[u8]) -> Result<Entry, Errno> {
         let tree = self.tree.read();
-        let inode = self.inodes.lock().numbers.to_tree(dir).ok_or(ENOENT)?;
+        let inode = self.inodes.lock().numbers.tree_number(dir).ok_or(ENOENT)?;
         let children = tree
             .get(inode)
             .ok_or(ENOENT)?

@@ -33,6 +33,8 @@ pub const OTHER_HEADER_FILE: usize = 8248;
 /// Bytes of address space for a header file.
 pub const HEADER_SPAN: usize = 3 * PAGE;
 
+const _: () = assert!(REQUEST_HEADER_FILE <= HEADER_SPAN && SEMAPHORE % 8 == 0);
+
 /// Magic of a chunk that can be read.
 pub const MAGIC_VALID: u32 = 0xA1A1_A1A1;
 /// Magic of a chunk that is being written.
@@ -102,7 +104,6 @@ mod tests {
         assert_eq!(data_bytes(12_328), 16_384);
         assert_eq!(data_bytes(0), 4096);
         assert_eq!((DATA_PATH, REF_COUNT, SEMAPHORE % 8), (4108, 8204, 0));
-        assert!(REQUEST_HEADER_FILE <= HEADER_SPAN);
     }
 
     #[test]

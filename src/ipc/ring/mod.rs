@@ -116,6 +116,17 @@ impl Rings {
         self.sem_value(self.request) > 0
     }
 
+    /// Whether the words of `ring` that only the server writes still are what it wrote. Nothing
+    /// depends on them; a client that changes them is not a client to go on with.
+    fn is_tampered(&self, ring: Place, position: usize, own: u32) -> bool {
+        let word = |offset| {
+            self.region
+                .word(ring.header + offset)
+                .load(Ordering::Relaxed)
+        };
+        word(WORD_SIZE) != self.word_size || word(position) != own
+    }
+
     /// Takes the next chunk: copies it once into `message` and gives its place back.
     pub fn take(&mut self, message: &mut Vec<u8>) -> Take {
         if !self.sem_try_wait(self.request) {
@@ -126,6 +137,9 @@ impl Rings {
             };
         }
         let at = self.request_read;
+        if self.is_tampered(self.request, READ_PT, at) {
+            return Take::Broken("header of the request ring changed");
+        }
         let magic_at = self.data_offset(self.request, advance(at, 1, self.word_size));
         if self.region.word(magic_at).load(Ordering::Acquire) != MAGIC_VALID {
             return Take::Broken("Bad message (74)");
@@ -177,6 +191,9 @@ impl Rings {
             return Err(PutError::Broken("read position out of range"));
         }
         let at = self.response_write;
+        if self.is_tampered(self.response, WRITE_PT, at) {
+            return Err(PutError::Broken("header of the response ring changed"));
+        }
         let taken = self.sem_value(self.response) > 0;
         if !fits(free_words(at, read, self.word_size, taken), len) {
             return Err(PutError::NoSpace);

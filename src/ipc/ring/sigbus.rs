@@ -133,17 +133,19 @@ extern "C" fn on_sigbus(
     // SAFETY: always a valid pointer to the errno of this thread.
     let errno = unsafe { *libc::__errno_location() };
     let hidden = code == libc::BUS_ADRERR && hide(address);
-    if !hidden {
+    if !hidden && code <= 0 {
+        // Sent by a process. The old action may be the standard library's, which waits for the
+        // fault to come again; so the default it is.
+        // SAFETY: both are async-signal-safe. The signal is blocked now and comes on return.
+        unsafe {
+            libc::signal(signal, libc::SIG_DFL);
+            libc::raise(signal);
+        }
+    } else if !hidden {
         let previous = PREVIOUS.load(Ordering::Acquire);
         // SAFETY: `previous` was made from a Box that is never freed and was stored before the
-        // handler was installed. A real fault is repeated on return and meets the old action; a
-        // signal that was sent is raised again (it is blocked now and comes on return).
-        unsafe {
-            libc::sigaction(signal, previous, std::ptr::null_mut());
-            if code <= 0 {
-                libc::raise(signal);
-            }
-        }
+        // handler was installed. The fault is repeated on return and meets the old action.
+        unsafe { libc::sigaction(signal, previous, std::ptr::null_mut()) };
     }
     // SAFETY: as above.
     unsafe { *libc::__errno_location() = errno };

@@ -3,7 +3,12 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+use super::super::commit;
 use super::*;
+use crate::memdb::tests::model::{DIRS, any_op};
 
 #[test]
 fn acknowledged_changes_are_there_after_a_crash() {
@@ -161,6 +166,30 @@ fn shutdown_is_bounded() {
     assert_eq!(result.recv().unwrap(), Ok(()));
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 40, failure_persistence: None, ..Default::default() })]
+
+    /// However the changes are grouped, the database is the tree.
+    #[test]
+    fn any_grouping_stores_the_tree(batches in vec(vec(any_op(), 1..40), 1..6)) {
+        let dir = tempfile::tempdir().unwrap();
+        let db = dir.path().join("config.db");
+        let (store, Loaded { mut tree, .. }) = Store::open(&db, 1).unwrap();
+        let setup = DIRS.iter().map(|path| Op::Mkdir { path: p(path) }).collect();
+        for batch in std::iter::once(setup).chain(batches) {
+            let changes: Vec<Change> =
+                batch.iter().filter_map(|op| tree.apply_local(op, 7).ok()).collect();
+            store.commit(&changes).unwrap();
+        }
+        store.close().unwrap();
+        let rows: Vec<_> = raw_rows(&db).iter().map(|row| row[0].clone()).collect();
+        prop_assert_eq!(rows.len(), tree.len());
+        let (_store, again) = Store::open(&db, 2).unwrap();
+        prop_assert_eq!(again.tree.index(), tree.index());
+        prop_assert!(again.tree.guests().eq(tree.guests()));
+    }
+}
+
 /// The C daemon loses everything after this (database.md 2): a foreign process that reads the
 /// database beside it takes itself for the last user and removes the log.
 #[test]
@@ -204,29 +233,44 @@ fn the_log_is_moved_into_the_database() {
     assert_eq!(loaded.tree.index(), lab.tree.index());
 }
 
-/// Not a limit, a number to look at: one committed change of two rows, and the thread hop.
+/// Not a limit, a number to look at: one committed change of two rows, with and without the thread.
 #[test]
 fn prints_the_time_of_a_change() {
+    let rounds = 2000;
+    let op = |i: usize| {
+        let data = vec![i as u8; 1024];
+        Op::Write {
+            path: p("file"),
+            offset: 0,
+            data,
+            truncate: false,
+        }
+    };
     let mut lab = Lab::new();
     lab.put("file", &[7; 1024]);
-    let rounds = 2000;
-    let mut times: Vec<Duration> = (0..rounds)
-        .map(|i| {
-            let data = vec![i as u8; 1024];
-            let op = Op::Write {
-                path: p("file"),
-                offset: 0,
-                data,
-                truncate: false,
-            };
-            let start = Instant::now();
-            lab.run(op);
-            start.elapsed()
-        })
-        .collect();
+    let mut times = Vec::new();
+    for i in 0..rounds {
+        let start = Instant::now();
+        lab.run(op(i));
+        times.push(start.elapsed());
+    }
+    print_times("overwrite of 1 KiB, thread", times);
+
+    assert!(lab.store.shutdown(Duration::from_secs(5)));
+    let (store, mut loaded) = Store::open(&lab.path(), 1).unwrap();
+    let mut writer = commit::Writer::new(&store.conn).unwrap();
+    let mut times = Vec::new();
+    for i in 0..rounds {
+        let change = loaded.tree.apply_local(&op(i), 1).unwrap();
+        let start = Instant::now();
+        writer.commit([change].iter()).unwrap();
+        times.push(start.elapsed());
+    }
+    print_times("overwrite of 1 KiB, transaction only", times);
+}
+
+fn print_times(what: &str, mut times: Vec<Duration>) {
     times.sort();
-    println!(
-        "store: overwrite of 1 KiB, median {:?}, 99 % {:?}",
-        times[1000], times[1980]
-    );
+    let (median, high) = (times[times.len() / 2], times[times.len() * 99 / 100]);
+    println!("store: {what}: median {median:?}, 99 % {high:?}");
 }

@@ -94,3 +94,46 @@ fn a_foreign_lock_is_waited_for() {
     Store::open(&lab.path(), 1).unwrap();
     holder.join().unwrap();
 }
+
+/// Not a limit, a number to look at: the time to load 10,000 guests.
+#[test]
+fn prints_the_time_of_a_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let db = dir.path().join("config.db");
+    let (store, Loaded { mut tree, .. }) = Store::open(&db, 1).unwrap();
+    let mut changes = Vec::new();
+    let mut apply = |op| changes.push(tree.apply_local(&op, 1).unwrap());
+    apply(Op::Mkdir { path: p("nodes") });
+    for node in 0..4 {
+        apply(Op::Mkdir {
+            path: p(&format!("nodes/node{node}")),
+        });
+        apply(Op::Mkdir {
+            path: p(&format!("nodes/node{node}/qemu-server")),
+        });
+    }
+    for vmid in 100..10_100 {
+        let path = p(&format!("nodes/node{}/qemu-server/{vmid}.conf", vmid % 4));
+        apply(Op::Create { path: path.clone() });
+        apply(Op::Write {
+            path,
+            offset: 0,
+            data: vec![b'x'; 400],
+            truncate: true,
+        });
+    }
+    store.commit(&changes).unwrap();
+    store.close().unwrap();
+    drop(changes);
+    let index = tree.index();
+    drop(tree);
+
+    let start = std::time::Instant::now();
+    let (_store, loaded) = Store::open(&db, 1).unwrap();
+    println!(
+        "store: 10,000 guests of 400 bytes: loaded in {:?}",
+        start.elapsed()
+    );
+    assert_eq!(loaded.tree.index(), index);
+    assert_eq!(loaded.tree.guests().count(), 10_000);
+}
