@@ -17,6 +17,10 @@ impl<A: Application> Application for Raw<A> {
         Ok(())
     }
 
+    fn may_acknowledge(&self) -> bool {
+        self.0.may_acknowledge()
+    }
+
     fn prepare(
         &mut self,
         request: Outgoing,
