@@ -246,6 +246,10 @@ impl<H: TreeHost> Application for Dcdb<H> {
         }
     }
 
+    fn may_acknowledge(&self) -> bool {
+        self.quorate
+    }
+
     fn prepare(
         &mut self,
         request: Op,

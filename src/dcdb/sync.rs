@@ -18,8 +18,8 @@ pub struct SyncCommit {
     pub delete: Vec<Inode>,
     /// Rows to replace.
     pub put: Vec<Row>,
-    /// Version row, `type` 4, as after every synchronisation.
-    pub root: RootRow,
+    /// Version row, with `type` 4; `None` if the leader did not send it: it stays as it is.
+    pub root: Option<RootRow>,
 }
 
 /// The states of all members, compared.
@@ -98,7 +98,7 @@ pub(super) fn build(
         .map(|(inode, _)| inode)
         .filter(|inode| !keep.contains(inode))
         .collect();
-    let mut root = old.root_row();
+    let mut root = None;
     // By signed inode, as SQLite returns them.
     let mut rows: BTreeMap<i64, LoadRow> = old
         .iter()
@@ -109,17 +109,20 @@ pub(super) fn build(
     let mut put: BTreeMap<Inode, Row> = BTreeMap::new();
     for Update(row) in updates {
         if row.inode == ROOT_INODE {
-            root = RootRow {
+            root = Some(RootRow {
                 version: row.version,
                 writer: row.writer,
                 mtime: row.mtime,
-            };
+            });
         } else {
             rows.insert(row.inode as i64, load_row(row));
             put.insert(row.inode, row.clone());
         }
     }
-    rows.insert(ROOT_INODE as i64, version_row(root));
+    rows.insert(
+        ROOT_INODE as i64,
+        version_row(root.unwrap_or_else(|| old.root_row())),
+    );
     let (mut tree, notes) = Tree::load(rows.into_values(), now).map_err(CommitError::Load)?;
     if tree.index() != *master {
         return Err(CommitError::Mismatch);

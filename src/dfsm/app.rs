@@ -133,6 +133,10 @@ pub trait Application {
     /// it is held back. An error is the caller's answer.
     fn admit(&self, request: &Self::Request) -> Result<(), Self::Reply>;
 
+    /// May a caller be told that something is done? Not if another part of the cluster goes on
+    /// without this one.
+    fn may_acknowledge(&self) -> bool;
+
     /// Messages for a request, asked immediately before they are sent. The result of the *last*
     /// one is the result of the request. An error is the caller's answer, and nothing is sent.
     fn prepare(

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::app::{Consequence, Effect};
 use super::queue::{CountQueue, Queued};
-use super::requests::{Held, Pending};
+use super::requests::{Applied, Held, Pending};
 use super::{
     Action, ActionOf, Application, Ctx, Epoch, Event, EventOf, Level, MemberId, Mode, Now, Refusal,
     wire,
@@ -19,6 +19,9 @@ const MISSING_EVERY: Duration = Duration::from_secs(5);
 const LEAVE_LIMIT: Duration = Duration::from_secs(2);
 /// After this long in SYNCED the next restart is immediate again.
 const CALM: Duration = Duration::from_secs(10);
+/// Members that are behind hold requests back no longer than this: their leader may be an old node
+/// that never says they are done.
+const SETTLE_LIMIT: Duration = Duration::from_secs(10);
 /// First and longest pause between two attempts to come back.
 const PAUSE_FIRST: Duration = Duration::from_millis(250);
 const PAUSE_LAST: Duration = Duration::from_secs(5);
@@ -32,8 +35,10 @@ pub struct Config {
     pub verify_every: Option<Duration>,
     /// Update bytes yielded at once (at least one message).
     pub bulk_bytes: usize,
-    /// Keep local requests back while not SYNCED, so that an old node never has to order them
-    /// (cluster-protocol.md 7.3, second measure). Off only to replay what an old node did.
+    /// Keep local requests back while this node is not SYNCED, so that an old node never has to
+    /// order them (cluster-protocol.md 7.3, second measure), and while another member is not: if
+    /// this node died then, the others could not have what was acknowledged. Off only to replay
+    /// what an old node did.
     pub hold_back: bool,
 }
 
@@ -100,6 +105,8 @@ pub struct Machine<A: Application> {
     /// Count of the last NORMAL message sent.
     pub(super) sent: u64,
     pub(super) pending: BTreeMap<u64, Pending>,
+    /// Applied, but some member may still come to lack it.
+    pub(super) applied: VecDeque<Applied<A::Reply>>,
     pub(super) held: VecDeque<Held<A::Request>>,
     pub(super) checksum: Checksum,
     /// Updates of the current epoch are still to be sent.
@@ -136,6 +143,7 @@ impl<A: Application> Machine<A> {
             sync_queue: VecDeque::new(),
             sent: 0,
             pending: BTreeMap::new(),
+            applied: VecDeque::new(),
             held: VecDeque::new(),
             checksum: Checksum::default(),
             bulk: false,
@@ -170,6 +178,23 @@ impl<A: Application> Machine<A> {
         self.members.iter().map(|m| (m.id, m.synced))
     }
 
+    /// The current epoch: equal on two members of one synchronisation.
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// May local requests be sent now?
+    pub(super) fn sending(&self) -> bool {
+        self.link == Link::Up && self.settled()
+    }
+
+    /// This node is synchronised, and so are all others (or they take too long).
+    pub(super) fn settled(&self) -> bool {
+        let late = || self.synced_since.is_some_and(|since| self.now.mono >= since + SETTLE_LIMIT);
+        !self.config.hold_back
+            || (self.mode == Mode::Synced && (self.members.iter().all(|m| m.synced) || late()))
+    }
+
     /// True while the leader has updates left: give [`Event::Room`] when the send queue is short.
     pub fn has_bulk(&self) -> bool {
         self.bulk
@@ -190,6 +215,7 @@ impl<A: Application> Machine<A> {
             Event::App(event) => self.app_event(event),
             Event::Stop => self.stop(),
         }
+        self.acknowledge();
         self.send_held();
         out.append(&mut self.out);
     }
@@ -342,6 +368,10 @@ impl<A: Application> Machine<A> {
                 self.with_app(|app, ctx| app.synced(ctx));
             }
             Mode::StartSync | Mode::Update => {
+                if mode == Mode::Update {
+                    // The leader goes on without it.
+                    self.refuse_applied(Refusal::Busy);
+                }
                 self.waiting_since = self.now.mono;
                 self.missing_at = self.now.mono + MISSING_EVERY;
             }

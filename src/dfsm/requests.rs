@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use super::app::Outgoing;
-use super::machine::{Link, Machine};
-use super::{Action, Application, Mode, Refusal, Ticket, wire};
+use super::machine::Machine;
+use super::{Action, Application, Refusal, Ticket, wire};
 
 /// A request that was not sent yet.
 #[derive(Debug)]
@@ -20,6 +20,13 @@ pub(super) struct Held<R> {
 pub(super) struct Pending {
     pub ticket: Ticket,
     pub deadline: Duration,
+}
+
+/// A message that was applied here, and whose sender is not told yet.
+#[derive(Debug)]
+pub(super) struct Applied<P> {
+    pub pending: Pending,
+    pub reply: P,
 }
 
 impl<A: Application> Machine<A> {
@@ -40,7 +47,7 @@ impl<A: Application> Machine<A> {
 
     /// Sends what was held back, in order, if it may go out now.
     pub(super) fn send_held(&mut self) {
-        while self.link == Link::Up && (self.mode == Mode::Synced || !self.config.hold_back) {
+        while self.sending() {
             let Some(held) = self.held.pop_front() else {
                 return;
             };
@@ -87,15 +94,40 @@ impl<A: Application> Machine<A> {
             }
             let pending = entry.remove();
             if at == count {
-                return self.reply(Some(pending.ticket), result);
+                if let Ok(reply) = result {
+                    self.applied.push_back(Applied { pending, reply });
+                } else {
+                    self.reply(Some(pending.ticket), result);
+                }
+                return;
             }
             self.reply(Some(pending.ticket), Err(Refusal::Busy));
         }
     }
 
+    /// Acknowledges what was applied, once every member has it (or is sure to get it).
+    pub(super) fn acknowledge(&mut self) {
+        if self.applied.is_empty() || !self.settled() {
+            return;
+        }
+        let confirmed = !self.config.hold_back || self.app.may_acknowledge();
+        for Applied { pending, reply } in std::mem::take(&mut self.applied) {
+            let result = if confirmed { Ok(reply) } else { Err(Refusal::Busy) };
+            self.reply(Some(pending.ticket), result);
+        }
+    }
+
     pub(super) fn refuse_pending(&mut self, refusal: Refusal) {
+        self.refuse_applied(refusal);
         for pending in std::mem::take(&mut self.pending).into_values() {
             self.reply(Some(pending.ticket), Err(refusal));
+        }
+    }
+
+    /// What was applied here may be lost after all.
+    pub(super) fn refuse_applied(&mut self, refusal: Refusal) {
+        for applied in std::mem::take(&mut self.applied) {
+            self.reply(Some(applied.pending.ticket), Err(refusal));
         }
     }
 
@@ -118,9 +150,13 @@ impl<A: Application> Machine<A> {
     /// Ends every wait that is over.
     pub(super) fn expire(&mut self) {
         let now = self.now.mono;
-        // Both are in order of their deadlines: one timeout for all, and counts grow.
+        // All are in order of their deadlines: one timeout for all, and counts grow.
         while self.held.front().is_some_and(|held| now >= held.deadline) {
             let ticket = self.held.pop_front().and_then(|held| held.ticket);
+            self.reply(ticket, Err(Refusal::Busy));
+        }
+        while self.applied.front().is_some_and(|applied| now >= applied.pending.deadline) {
+            let ticket = self.applied.pop_front().map(|applied| applied.pending.ticket);
             self.reply(ticket, Err(Refusal::Busy));
         }
         while let Some(entry) = self.pending.first_entry() {

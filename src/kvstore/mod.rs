@@ -90,6 +90,10 @@ impl Application for Kvstore {
         Ok(())
     }
 
+    fn may_acknowledge(&self) -> bool {
+        true
+    }
+
     fn prepare(&mut self, request: Request, _ctx: &mut Ctx<Action>) -> Result<Vec<Outgoing>, ()> {
         Ok(vec![match request {
             Request::Update { key, value } => wire::encode_update(&key, &value),
