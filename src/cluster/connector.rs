@@ -21,7 +21,7 @@ use crate::status::Status;
 use crate::status::members::{ClusterInfo, Node};
 
 /// Between two attempts to reach corosync.
-const RETRY: Duration = Duration::from_secs(1);
+const RETRY: Duration = Duration::from_millis(500);
 /// Between two questions that were answered with "try again".
 const AGAIN: Duration = Duration::from_millis(10);
 /// A leave that is not delivered by then is given up; closing the handle ends it, too.

@@ -25,6 +25,9 @@ const SETTLE_LIMIT: Duration = Duration::from_secs(10);
 /// First and longest pause between two attempts to come back.
 const PAUSE_FIRST: Duration = Duration::from_millis(250);
 const PAUSE_LAST: Duration = Duration::from_secs(5);
+/// Pause while there is no connection: asking costs next to nothing, and corosync's return is to be
+/// noticed at once.
+const PAUSE_OUTAGE: Duration = Duration::from_millis(500);
 
 /// What can be set.
 #[derive(Debug, Clone, Copy)]
@@ -245,7 +248,7 @@ impl<A: Application> Machine<A> {
         }
         self.outage = true;
         self.link = Link::Down {
-            retry_at: self.now.mono + self.pause(),
+            retry_at: self.now.mono + PAUSE_OUTAGE,
         };
         self.reset();
     }

@@ -86,7 +86,7 @@ impl<'c> Writer<'c> {
             pages += 3 + row.data.as_ref().map_or(0, |data| data.len() / PAGE);
         }
         // The version row gets the type of the message it came in: that of a directory.
-        self.put_root_as(rows.root, 4)?;
+        rows.root.map_or(Ok(()), |root| self.put_root_as(root, 4))?;
         Ok(pages)
     }
 

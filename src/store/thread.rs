@@ -25,7 +25,8 @@ const CHECKPOINT_PAGES: usize = 1000;
 pub(super) struct SyncRows {
     pub delete: Vec<Inode>,
     pub put: Vec<Row>,
-    pub root: RootRow,
+    /// `None`: the version row stays as it is.
+    pub root: Option<RootRow>,
 }
 
 enum Write {
@@ -113,7 +114,13 @@ impl StoreHandle {
     /// that are new or different, and the version row, in a transaction of their own. If that
     /// fails, everything behind it is refused until [`StoreHandle::resume`], and the database is as
     /// if the synchronisation had not begun: unlike a failed change this is no lasting error.
-    pub fn enqueue_sync(&self, delete: Vec<Inode>, put: Vec<Row>, root: RootRow, ticket: Ticket) {
+    pub fn enqueue_sync(
+        &self,
+        delete: Vec<Inode>,
+        put: Vec<Row>,
+        root: Option<RootRow>,
+        ticket: Ticket,
+    ) {
         self.push(Write::Sync(SyncRows { delete, put, root }), ticket);
     }
 

@@ -26,7 +26,7 @@ fn file(inode: u64, name: &str) -> Row {
 fn sync(lab: &Lab, delete: Vec<Inode>, put: Vec<Row>) -> mpsc::Receiver<Result<(), Error>> {
     let (tx, rx) = mpsc::channel();
     let ticket = Box::new(move |result| tx.send(result).unwrap_or(()));
-    lab.store.enqueue_sync(delete, put, ROOT, ticket);
+    lab.store.enqueue_sync(delete, put, Some(ROOT), ticket);
     rx
 }
 
