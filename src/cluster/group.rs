@@ -367,3 +367,6 @@ impl Channel for Cpg {
         super::connector::leave(self);
     }
 }
+
+#[cfg(test)]
+mod tests;
