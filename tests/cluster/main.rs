@@ -304,3 +304,24 @@ fn a_new_corosync_conf_reaches_all_hosts_and_corosync() {
     }
     cluster.synced();
 }
+
+#[test]
+fn many_writers_on_all_nodes_agree() {
+    let mut cluster = Cluster::start(6);
+    (1..=3).for_each(|node| cluster.writable(node));
+    cluster.synced();
+    let result = cluster.ask(1, "storm a 16 50");
+    println!("one node, 16 writers: {result}");
+    assert!(result.starts_with("refused 0 "), "{result}");
+    let storms: Vec<u32> = (1..=3).map(|node| cluster.tell(node, &format!("storm b{node} 4 25"))).collect();
+    for (node, number) in (1..=3).zip(storms) {
+        let result = cluster.result(node, number);
+        println!("node {node} of three, 4 writers: {result}");
+        assert!(result.starts_with("refused 0 "), "{result}");
+    }
+    println!("one writer: {}", cluster.ask(2, "storm c 1 100"));
+    cluster.synced();
+    for node in 1..=3 {
+        assert_eq!(cluster.ask(node, "disk"), cluster.ask(node, "digest"));
+    }
+}

@@ -4,7 +4,7 @@
 use std::io::BufRead;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use parking_lot::RwLock;
 use pmxcfs::cluster::{ClusterReplica, Parts, Prepared};
@@ -124,6 +124,14 @@ impl Node {
                 let data = bytes.map(|b| u8::from_str_radix(b, 16).unwrap()).collect();
                 self.write(number, name, data);
             }
+            ["storm", name, writers, files] => {
+                let node = self.clone();
+                let (writers, files) = (writers.parse().unwrap(), files.parse().unwrap());
+                let name = name.to_owned();
+                std::thread::spawn(move || {
+                    say(&format!("{number} {}", node.storm(&name, writers, files)));
+                });
+            }
             ["mkdir", name] => self.submit(number, Op::Mkdir { path: path(name) }),
             ["rm", name] => self.submit(number, Op::Delete { path: path(name) }),
             ["set", key, value] => {
@@ -169,6 +177,33 @@ impl Node {
             say(&format!("{number} {}", text_of(result.map(|_| ()))));
         });
         self.replica.submit(op, done);
+    }
+
+    /// Several writers at once, each making one file of 1 KiB after the other. Tells how many were
+    /// refused, and the rate.
+    fn storm(&self, name: &str, writers: usize, files: usize) -> String {
+        let start = Instant::now();
+        let refused: usize = std::thread::scope(|scope| {
+            let writer = |writer: usize| {
+                let make = move |file: usize| {
+                    let path = path(&format!("{name}-{writer}-{file}"));
+                    let data = vec![file as u8; 1024];
+                    let write = Op::Write { path: path.clone(), offset: 0, data, truncate: false };
+                    [Op::Create { path }, write].into_iter().any(|op| self.wait_for(op).is_err())
+                };
+                scope.spawn(move || (0..files).filter(|file| make(*file)).count())
+            };
+            let threads: Vec<_> = (0..writers).map(writer).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+        });
+        let rate = (writers * files) as f64 / start.elapsed().as_secs_f64();
+        format!("refused {refused} rate {rate:.0}")
+    }
+
+    fn wait_for(&self, op: Op) -> Result<(), Error> {
+        let (tx, rx) = std::sync::mpsc::channel();
+        self.replica.submit(op, Box::new(move |result| tx.send(result.map(|_| ())).unwrap()));
+        rx.recv().unwrap()
     }
 
     /// Creates if need be, and writes.
