@@ -411,6 +411,34 @@ fn awaited_dot_file_blocks_nobody_else() {
 }
 
 #[test]
+fn dot_files_are_fresh_while_a_change_of_the_root_is_blocked() {
+    let f = fixture();
+    let read = || fs::read_to_string(f.file(".version")).unwrap();
+    let before = read();
+    let mut open = File::open(f.file(".version")).unwrap();
+    f.replica.hold();
+    std::thread::scope(|scope| {
+        scope.spawn(|| fs::create_dir(f.file("blocked")).unwrap());
+        wait_until("writer is waiting", || f.replica.waiting() == 1);
+        assert_eq!(read(), before);
+        for n in [1, 2, 30_000, 4] {
+            f.dots.extra.store(n, Ordering::SeqCst);
+            assert!(read().contains(&format!("\"clinfo\": {n},")));
+            assert_eq!(
+                fs::metadata(f.file(".version")).unwrap().len(),
+                read().len() as u64
+            );
+        }
+        let mut text = String::new();
+        open.read_to_string(&mut text).unwrap();
+        assert_eq!(text, read());
+        f.replica.release();
+    });
+    f.dots.extra.store(5, Ordering::SeqCst);
+    assert!(read().contains("\"clinfo\": 5,"));
+}
+
+#[test]
 fn debug_switch() {
     let f = fixture();
     let name = f.file(".debug");

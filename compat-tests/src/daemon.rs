@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 /// Longest time any start or stop may take before a test gives up.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A daemon in the foreground (`-f`), a child of the test.
 #[derive(Debug)]
@@ -121,7 +121,7 @@ impl Daemon {
     }
 
     pub fn pid(&self) -> i32 {
-        self.child.id().cast_signed()
+        i32::try_from(self.child.id()).expect("a pid fits")
     }
 
     /// What it printed so far.
@@ -232,9 +232,8 @@ impl Drop for Daemon {
 
 /// Is a FUSE file system at `/etc/pve` that answers? To be called inside a node.
 pub fn mount_answers() -> bool {
-    const FUSE_SUPER_MAGIC: i64 = 0x6573_5546;
-    nix::sys::statfs::statfs("/etc/pve")
-        .is_ok_and(|s| i64::from(s.filesystem_type().0) == FUSE_SUPER_MAGIC)
+    const FUSE_SUPER_MAGIC: nix::sys::statfs::FsType = nix::sys::statfs::FsType(0x6573_5546);
+    nix::sys::statfs::statfs("/etc/pve").is_ok_and(|s| s.filesystem_type() == FUSE_SUPER_MAGIC)
         && std::fs::metadata("/etc/pve/.version").is_ok()
 }
 

@@ -79,7 +79,7 @@ pub fn printable(value: &str) -> String {
             c => out.push(c),
         }
     }
-    if out.chars().count() > 400 {
+    if out.chars().count() > 1200 {
         let sum = out
             .bytes()
             .fold(0_u32, |h, b| h.wrapping_mul(31).wrapping_add(u32::from(b)));
@@ -178,6 +178,11 @@ impl Checker {
         if !holds {
             self.failures.push(format!("{case}: {}", why()));
         }
+    }
+
+    /// Is this the binary under test?
+    pub fn is_ours(&self) -> bool {
+        self.ours
     }
 
     /// How many cases were compared.

@@ -56,7 +56,7 @@ fn hex(bytes: &[u8]) -> String {
 /// Computes both digests. A missing or zero version row counts as version 1.
 pub fn digests(rows: &[Row]) -> Digests {
     let root = rows.iter().find(|r| r.inode == 0);
-    let version = root.map_or(0, |r| r.version.cast_unsigned()).max(1);
+    let version = root.map_or(0, |r| r.version as u64).max(1);
     let writer = root.map_or(0, |r| low32(r.writer));
     let mtime = root.map_or(0, |r| low32(r.mtime));
     let mut entries = vec![Entry {
@@ -72,13 +72,13 @@ pub fn digests(rows: &[Row]) -> Digests {
             &[]
         };
         entries.push(Entry {
-            inode: row.inode.cast_unsigned(),
+            inode: row.inode as u64,
             fields: fields(
-                row.version.cast_unsigned(),
+                row.version as u64,
                 low32(row.writer),
                 low32(row.mtime),
                 kind,
-                row.parent.cast_unsigned(),
+                row.parent as u64,
                 name,
                 data,
             ),

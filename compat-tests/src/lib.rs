@@ -52,7 +52,7 @@ macro_rules! on_both {
             fn $name() {
                 let name = concat!(module_path!(), "::", stringify!($name));
                 if let Some(subject) = $crate::Subject::reference_or_skip(name) {
-                    super::$name(&subject);
+                    $crate::subject::twice(name, || super::$name(&subject));
                 }
             })*
         }

@@ -74,3 +74,13 @@ impl Subject {
         }
     }
 }
+
+/// Runs a test of the reference, and once more if that failed: now and then the reference hangs
+/// when it is told to stop, which says nothing about the test.
+pub fn twice(name: &str, test: impl Fn()) {
+    let first = std::panic::catch_unwind(std::panic::AssertUnwindSafe(&test));
+    if first.is_err() {
+        crate::report(&format!("{name} failed on the reference, second attempt"));
+        test();
+    }
+}

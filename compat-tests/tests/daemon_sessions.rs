@@ -1,227 +1,18 @@
-//! Command line, start, stop, signals, mount point and addresses, as recorded in
+//! Start, stop, signals, lock, background, addresses, as recorded in
 //! `golden/status/daemon/session1.txt` to `session3.txt` (the texts wanted here stand there).
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)]
-use compat_tests::daemon::{Background, Exit, run_to_end, wait_for};
-use compat_tests::{Checker, Client, Daemon, Lab, Node, Subject, client, on_both};
+#[path = "common/session.rs"]
+mod session;
+
+use compat_tests::daemon::{Background, wait_for};
+use compat_tests::{Checker, Client, Daemon, Lab, Subject, client, on_both};
 use nix::sys::signal::Signal;
+use session::{RESOLVED, leftovers, ls, run, shown};
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::Path;
-use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-on_both!(
-    command_line,
-    signals,
-    daemonised,
-    lock,
-    stale_mounts,
-    mount_point,
-    addresses,
-    database,
-    ipc,
-    debug
-);
-
-const RESOLVED: &str =
-    "[main] notice: resolved node name 'node1' to 'ADDR' for default node IP address";
-
-fn run(node: &Node, subject: &Subject, args: &[&str]) -> Exit {
-    let mut command = node.command(&subject.binary);
-    command.args(args);
-    run_to_end(node, command)
-}
-
-/// Output with the lab's address replaced, without libqb's own lines.
-fn shown(lab: &Lab, text: &str) -> String {
-    text.replace(&lab.address(1), "ADDR")
-        .lines()
-        .filter(|l| !l.is_empty() && !l.starts_with("[libqb]"))
-        .collect::<Vec<_>>()
-        .join("\n")
-}
-
-/// Type, mode, owner and size as `ls -l` would say: `-r--r----- root:www-data 0`, or `missing`.
-fn ls(path: &Path) -> String {
-    let Ok(meta) = fs::symlink_metadata(path) else {
-        return "missing".to_string();
-    };
-    let kind = if meta.is_dir() { 'd' } else { '-' };
-    let name = |id: u32| match id {
-        0 => "root".to_string(),
-        id if id == client::identity("www-data").1 => "www-data".to_string(),
-        id => id.to_string(),
-    };
-    let size = if meta.is_dir() {
-        String::new()
-    } else {
-        format!(" {}", meta.size())
-    };
-    format!(
-        "{kind}{:04o} {}:{}{size}",
-        meta.permissions().mode() & 0o7777,
-        name(meta.uid()),
-        name(meta.gid())
-    )
-}
-
-/// What an orderly end leaves behind.
-fn leftovers(checker: &mut Checker, node: &Node, prefix: &str) {
-    let case = |what: &str| format!("{prefix}: {what}");
-    let run = node.dir.join("run");
-    checker.golden(
-        &case("restart flag"),
-        "-0440 root:www-data 0",
-        &ls(&run.join("pve-cluster/cfs-restart-flag")),
-    );
-    checker.golden(
-        &case("pid file"),
-        "missing",
-        &ls(&run.join("pve-cluster.pid")),
-    );
-    for (file, want) in [("-wal", "missing"), ("-shm", "missing")] {
-        let path = node.dir.join(format!("varlib/config.db{file}"));
-        checker.golden(&case(file), want, &ls(&path));
-    }
-    checker.golden(&case("mounts"), "", &node.mounts().join("\n"));
-    let shm = fs::read_dir(node.path("/dev/shm")).unwrap().count();
-    checker.golden(&case("files in /dev/shm"), "0", &shm.to_string());
-}
-
-const HELP: &str = "Usage:
-  pmxcfs [OPTION…]
-Help Options:
-  -h, --help           Show help options
-Application Options:
-  -d, --debug          Turn on debug messages
-  -f, --foreground     Do not daemonize server
-  -l, --local          Force local mode (ignore corosync.conf, force quorum)";
-
-fn command_line(subject: &Subject) {
-    let (lab, node) = Lab::single();
-    let mut checker = Checker::new(subject, "daemon-command-line");
-    for (args, code, text) in [
-        (["--help"], 0, HELP),
-        (["-h"], 0, HELP),
-        (
-            ["-x"],
-            1,
-            "[main] crit: option parsing failed: Unknown option -x",
-        ),
-        (
-            ["--nonsense"],
-            1,
-            "[main] crit: option parsing failed: Unknown option --nonsense",
-        ),
-        (["extra"], 255, "[main] crit: too many arguments"),
-    ] {
-        let exit = run(&node, subject, &args);
-        checker.golden(
-            &format!("{}: exit", args[0]),
-            &code.to_string(),
-            &exit.code.to_string(),
-        );
-        checker.golden(
-            &format!("{}: output", args[0]),
-            text,
-            &shown(&lab, &exit.stderr),
-        );
-    }
-    create_db(subject, &node, &mut checker);
-    checker.finish();
-}
-
-/// `create_pmxcfs_db`, which lies beside the daemon.
-fn create_db(subject: &Subject, node: &Node, checker: &mut Checker) {
-    let program = subject.binary.with_file_name("create_pmxcfs_db");
-    let dir = node.dir.join("import");
-    fs::create_dir_all(dir.join("sub")).unwrap();
-    fs::create_dir_all(node.dir.join("none")).unwrap();
-    fs::write(dir.join("a.cfg"), "a\n").unwrap();
-    fs::write(dir.join("empty"), "").unwrap();
-    fs::write(dir.join("sub/no"), "x").unwrap();
-    let _ = std::os::unix::fs::symlink("a.cfg", dir.join("link"));
-    let text = |p: &Path| p.to_str().unwrap().to_string();
-    let (dir, db) = (text(&dir), text(&node.dir.join("made.db")));
-    let usage = "Usage: create_pmxcfs_db /a/dir /a/filename.db";
-    let missing = text(&node.dir.join("missing"));
-    let none = text(&node.dir.join("none"));
-    for (case, args, code, output) in [
-        ("no argument", vec![], 255, usage),
-        ("one argument", vec![dir.clone()], 255, usage),
-        (
-            "no such folder",
-            vec![missing.clone(), db.clone()],
-            255,
-            "unable to open dir: No such file or directory",
-        ),
-        ("ok", vec![dir.clone(), db.clone()], 0, ""),
-        (
-            "empty folder, database below nothing",
-            vec![none, format!("{missing}/x.db")],
-            0,
-            "",
-        ),
-    ] {
-        let mut command = node.command(&program);
-        command.args(&args);
-        let exit = run_to_end(node, command);
-        let output = output.to_string();
-        checker.golden(
-            &format!("create_pmxcfs_db {case}: exit"),
-            &code.to_string(),
-            &exit.code.to_string(),
-        );
-        let mine: Vec<&str> = exit
-            .stderr
-            .lines()
-            .filter(|l| !l.starts_with("[database]") && !l.starts_with("**") && !l.is_empty())
-            .collect();
-        checker.golden(
-            &format!("create_pmxcfs_db {case}: output"),
-            &output,
-            &mine.join("\n"),
-        );
-    }
-    let mut command = node.command(&program);
-    command.args([&dir, &db]);
-    let again = run_to_end(node, command);
-    checker.golden(
-        "create_pmxcfs_db again: exit",
-        "255",
-        &again.code.to_string(),
-    );
-    let first = again.stderr.lines().next().unwrap_or_default();
-    let failed = first.starts_with("memdb_create '") && first.ends_with("' failed");
-    checker.check("create_pmxcfs_db again", failed, || again.stderr.clone());
-    checker.golden(
-        "create_pmxcfs_db: mode",
-        "0600",
-        &format!(
-            "{:04o}",
-            fs::metadata(&db).unwrap().permissions().mode() & 0o7777
-        ),
-    );
-    let mut rows = compat_tests::dbfile::rows(Path::new(&db)).unwrap();
-    rows.sort_by_key(|r| r.name.clone());
-    let rows: Vec<String> = rows
-        .iter()
-        .map(|r| {
-            let data = r
-                .data
-                .as_ref()
-                .map_or("NULL".to_string(), |d| format!("{}", d.len()));
-            let name = String::from_utf8_lossy(&r.name);
-            format!(
-                "{name} parent {} type {} writer {} data {data}",
-                r.parent, r.kind, r.writer
-            )
-        })
-        .collect();
-    let want = "__version__ parent 0 type 8 writer 0 data NULL\na.cfg parent 0 type 8 writer 0 data 2\nempty parent 0 type 8 writer 0 data NULL";
-    checker.golden("create_pmxcfs_db: rows", want, &rows.join("\n"));
-}
+on_both!(signals, daemonised, lock, addresses, database, ipc, debug);
 
 fn signals(subject: &Subject) {
     let (lab, node) = Lab::single();
@@ -234,10 +25,11 @@ fn signals(subject: &Subject) {
             &ls(&node.dir.join("varlib/.pmxcfs.lockfile")),
         );
         let pid = fs::read_to_string(node.dir.join("run/pve-cluster.pid")).unwrap_or_default();
+        let is_own = pid.trim() == daemon.pid().to_string();
         checker.golden(
-            &format!("{signal}: pid file with -f"),
-            &format!("{}", daemon.pid()).replace(pid.trim(), "pid"),
-            "pid",
+            &format!("{signal}: own pid in the file"),
+            "true",
+            &is_own.to_string(),
         );
         checker.golden(
             &format!("{signal}: flag while running"),
@@ -257,7 +49,7 @@ fn signals(subject: &Subject) {
             "{RESOLVED}\n[main] notice: teardown filesystem\n[main] notice: exit proxmox configuration filesystem (0)"
         );
         checker.golden(&format!("{signal}: log"), &want, &shown(&lab, &exit.stderr));
-        leftovers(&mut checker, &node, &signal.to_string());
+        leftovers(&mut checker, &node, signal.as_ref());
     }
     checker.golden(
         "run directory",
@@ -381,136 +173,6 @@ fn lock(subject: &Subject) {
     assert_eq!(first.stop().code, 0);
     let taken = second.try_wait_usable().is_ok();
     checker.golden("waiting instance takes over", "true", &taken.to_string());
-    checker.finish();
-}
-
-/// A process in the node whose working directory is the mount.
-struct Holder(Child);
-
-impl Holder {
-    fn new(node: &Node) -> Self {
-        let child = node
-            .command("bash")
-            .args(["-c", "cd /etc/pve && echo in && exec sleep 600"])
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut holder = Self(child);
-        let mut line = String::new();
-        let out = holder.0.stdout.take().unwrap();
-        std::io::BufRead::read_line(&mut std::io::BufReader::new(out), &mut line).unwrap();
-        assert_eq!(line, "in\n");
-        holder
-    }
-}
-
-impl Drop for Holder {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// Starts and says how that went; what it left of the daemon ends.
-fn start_and_kill(node: &Node, subject: &Subject) -> String {
-    let mut daemon = Daemon::spawn(node, subject, &["-f", "-l"]);
-    let result = match daemon.try_wait_usable() {
-        Ok(_) => format!("ok, {} mounts", node.mounts().len()),
-        Err(exit) => format!("exit {}", exit.code),
-    };
-    daemon.kill9();
-    result
-}
-
-fn stale_mounts(subject: &Subject) {
-    let (_lab, node) = Lab::single();
-    let mut checker = Checker::new(subject, "daemon-stale-mounts");
-    let background = Background::start(&node, subject, &["-l"]);
-    background.signal(Signal::SIGKILL);
-    let error = node.inside(|| fs::read_dir("/etc/pve").map(drop).unwrap_err());
-    checker.golden(
-        "SIGKILL: mount",
-        "ENOTCONN",
-        if error.raw_os_error() == Some(107) {
-            "ENOTCONN"
-        } else {
-            "other"
-        },
-    );
-    let pid_file = fs::read_to_string(node.dir.join("run/pve-cluster.pid")).unwrap_or_default();
-    checker.golden(
-        "SIGKILL: pid file",
-        &format!("{}\n", background.pid),
-        &pid_file,
-    );
-    checker.golden(
-        "SIGKILL: restart flag",
-        "missing",
-        &ls(&node.dir.join("run/pve-cluster/cfs-restart-flag")),
-    );
-    checker.golden(
-        "start over the dead mount",
-        "ok, 1 mounts",
-        &start_and_kill(&node, subject),
-    );
-
-    let daemon = Daemon::local(&node, subject);
-    let holder = Holder::new(&node);
-    checker.golden(
-        "SIGTERM with a cwd inside: exit",
-        "0",
-        &daemon.stop().code.to_string(),
-    );
-    checker.golden(
-        "SIGTERM with a cwd inside: mounts",
-        "",
-        &node.mounts().join("\n"),
-    );
-    let daemon = Daemon::local(&node, subject);
-    checker.golden(
-        "start while that cwd is held",
-        "1",
-        &node.mounts().len().to_string(),
-    );
-    drop(holder);
-
-    let holder = Holder::new(&node);
-    daemon.kill9();
-    checker.golden(
-        "start over a dead mount with a cwd inside",
-        "exit 255",
-        &start_and_kill(&node, subject),
-    );
-    drop(holder);
-    checker.golden(
-        "start after that process has ended",
-        "ok, 1 mounts",
-        &start_and_kill(&node, subject),
-    );
-    checker.finish();
-}
-
-fn mount_point(subject: &Subject) {
-    let (lab, node) = Lab::single();
-    let mut checker = Checker::new(subject, "daemon-mount-point");
-    node.inside(|| fs::write("/etc/pve/precious.cfg", "x").unwrap());
-    let exit = run(&node, subject, &["-l"]);
-    checker.golden("not empty: exit", "255", &exit.code.to_string());
-    let want = format!(
-        "{RESOLVED}\nfuse: mountpoint is not empty\nfuse: if you are sure this is safe, use the 'nonempty' mount option\n\
-         [main] crit: fuse_mount error: File exists\n[main] notice: exit proxmox configuration filesystem (-1)"
-    );
-    checker.golden("not empty: output", &want, &shown(&lab, &exit.stderr));
-    let kept = node.inside(|| fs::read_to_string("/etc/pve/precious.cfg").unwrap());
-    checker.golden("not empty: content", "x", &kept);
-    checker.golden("not empty: mounts", "", &node.mounts().join("\n"));
-    node.inside(|| fs::remove_file("/etc/pve/precious.cfg").unwrap());
-    node.inside(|| fs::remove_dir("/etc/pve").unwrap());
-    checker.golden(
-        "missing: start",
-        "ok, 1 mounts",
-        &start_and_kill(&node, subject),
-    );
     checker.finish();
 }
 

@@ -18,6 +18,20 @@ use crate::replica::Observer;
 /// Continues a request once the text of a dot file is there.
 pub type Waiter = Box<dyn FnOnce(&Arc<[u8]>) + Send>;
 
+/// Moment at which a text was asked for: a text is never older than its ticket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Ticket(u64);
+
+/// Outcome of [`Known::renew`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Renewed {
+    /// Bytes of the text the generation has now.
+    pub size: u64,
+    /// The kernel may still have an earlier text, and has to forget it before anybody is told of
+    /// this one ([`Known::refreshed`]).
+    pub outdated: bool,
+}
+
 /// An entry that has no name any more but that the kernel still refers to.
 #[derive(Debug, Clone)]
 pub struct Orphan {
@@ -30,8 +44,12 @@ pub struct Orphan {
 
 /// The text of a dot file at one moment; an inode of its own.
 pub struct Generation {
-    pub file: DotFile,
+    file: DotFile,
     text: Text,
+    /// When the text was asked for.
+    asked: Ticket,
+    /// How often the kernel still has to be told to forget an earlier text.
+    outdated: u32,
 }
 
 enum Text {
@@ -50,6 +68,7 @@ pub struct Known {
     generations: HashMap<Ino, Generation>,
     /// Newest generation of each dot file.
     current: [Option<Ino>; DotFile::ALL.len()],
+    tickets: u64,
 }
 
 impl Known {
@@ -131,30 +150,48 @@ impl Known {
         self.orphans.get_mut(&ino)
     }
 
+    /// To be taken before a text is asked for.
+    pub fn ticket(&mut self) -> Ticket {
+        self.tickets += 1;
+        Ticket(self.tickets)
+    }
+
     /// The inode whose content is `text`: the newest one of `file` if its text is the same, else a
     /// new one. The kernel gets a reference.
-    pub fn generation(&mut self, file: DotFile, text: Arc<[u8]>) -> Ino {
+    pub fn generation(&mut self, file: DotFile, asked: Ticket, text: Arc<[u8]>) -> Ino {
         let current = self.current[file as usize];
-        let same = current.filter(|ino| match self.generations.get(ino).map(|g| &g.text) {
-            Some(Text::Ready(have)) => *have == text,
+        let same = current.filter(|ino| match self.generations.get(ino) {
+            Some(Generation {
+                text: Text::Ready(have),
+                outdated: 0,
+                ..
+            }) => *have == text,
             _ => false,
         });
-        let ino = same.unwrap_or_else(|| self.add_generation(file, Text::Ready(text)));
+        let ino = same.unwrap_or_else(|| self.add_generation(file, asked, Text::Ready(text)));
         self.refer_ino(ino);
         ino
     }
 
     /// A new inode of `file` whose text comes later (see [`Known::resolve`]). The kernel gets a
     /// reference.
-    pub fn awaited_generation(&mut self, file: DotFile) -> Ino {
-        let ino = self.add_generation(file, Text::Awaited(Vec::new()));
+    pub fn awaited_generation(&mut self, file: DotFile, asked: Ticket) -> Ino {
+        let ino = self.add_generation(file, asked, Text::Awaited(Vec::new()));
         self.refer_ino(ino);
         ino
     }
 
-    fn add_generation(&mut self, file: DotFile, text: Text) -> Ino {
+    fn add_generation(&mut self, file: DotFile, asked: Ticket, text: Text) -> Ino {
         let ino = self.numbers.new_generation();
-        self.generations.insert(ino, Generation { file, text });
+        self.generations.insert(
+            ino,
+            Generation {
+                file,
+                text,
+                asked,
+                outdated: 0,
+            },
+        );
         self.current[file as usize] = Some(ino);
         ino
     }
@@ -169,6 +206,38 @@ impl Known {
         match std::mem::replace(&mut generation.text, Text::Ready(text)) {
             Text::Awaited(waiters) => waiters,
             Text::Ready(_) => Vec::new(),
+        }
+    }
+
+    /// The newest generation of `file`, if the kernel refers to it and its text is there.
+    pub fn newest(&self, file: DotFile) -> Option<Ino> {
+        let ino = self.current[file as usize]?;
+        (self.references(ino) > 0 && self.text(ino).is_some()).then_some(ino)
+    }
+
+    /// Gives a generation another text, unless it has one that was asked for later. The kernel gets
+    /// a reference. `None` if the kernel has forgotten the inode.
+    pub fn renew(&mut self, ino: Ino, asked: Ticket, text: Arc<[u8]>) -> Option<Renewed> {
+        let generation = self.generations.get_mut(&ino)?;
+        let Text::Ready(have) = &mut generation.text else {
+            return None;
+        };
+        let mut outdated = generation.outdated > 0;
+        if asked > generation.asked {
+            outdated |= *have != text;
+            *have = text;
+            generation.asked = asked;
+        }
+        let size = have.len() as u64;
+        generation.outdated += u32::from(outdated);
+        self.refer_ino(ino);
+        Some(Renewed { size, outdated })
+    }
+
+    /// The kernel was told to forget earlier texts of a generation.
+    pub fn refreshed(&mut self, ino: Ino) {
+        if let Some(generation) = self.generations.get_mut(&ino) {
+            generation.outdated = generation.outdated.saturating_sub(1);
         }
     }
 
@@ -282,36 +351,96 @@ mod tests {
         assert_eq!(known.numbers.known_number(u64::MAX), None);
     }
 
+    fn text(text: &str) -> Arc<[u8]> {
+        Arc::from(text.as_bytes())
+    }
+
+    /// Generation of a text that is asked for now.
+    fn now(known: &mut Known, file: DotFile, content: &str) -> Ino {
+        let asked = known.ticket();
+        known.generation(file, asked, text(content))
+    }
+
+    /// Renewal with a text that is asked for now: outdated?
+    fn renew(known: &mut Known, ino: Ino, content: &str) -> Option<bool> {
+        let asked = known.ticket();
+        known
+            .renew(ino, asked, text(content))
+            .map(|renewed| renewed.outdated)
+    }
+
     #[test]
     fn same_text_same_generation() {
         let mut known = Known::default();
-        let text = |s: &str| Arc::from(s.as_bytes());
-        let first = known.generation(DotFile::Version, text("1"));
-        assert_eq!(known.generation(DotFile::Version, text("1")), first);
-        assert_ne!(known.generation(DotFile::Members, text("1")), first);
-        let second = known.generation(DotFile::Version, text("2"));
+        let first = now(&mut known, DotFile::Version, "1");
+        assert_eq!(now(&mut known, DotFile::Version, "1"), first);
+        assert_ne!(now(&mut known, DotFile::Members, "1"), first);
+        let second = now(&mut known, DotFile::Version, "2");
         assert_ne!(second, first);
         assert_eq!(known.text(first).unwrap()[..], b"1"[..]);
         known.forget(first, 2);
         assert!(known.text(first).is_none());
         known.forget(second, 1);
-        assert_ne!(known.generation(DotFile::Version, text("2")), second);
+        assert_ne!(now(&mut known, DotFile::Version, "2"), second);
     }
 
     #[test]
     fn written_generation_is_not_handed_out_again() {
         let mut known = Known::default();
-        let off: Arc<[u8]> = Arc::from(&b"0\n"[..]);
-        let first = known.generation(DotFile::Debug, off.clone());
-        known.retire(first, Arc::from(&b"1\n"[..]));
-        assert_ne!(known.generation(DotFile::Debug, off), first);
+        let first = now(&mut known, DotFile::Debug, "0\n");
+        known.retire(first, text("1\n"));
+        assert_ne!(now(&mut known, DotFile::Debug, "0\n"), first);
         assert_eq!(known.text(first).unwrap()[..], b"1\n"[..]);
+    }
+
+    #[test]
+    fn renewed_generation_keeps_its_inode() {
+        let mut known = Known::default();
+        assert_eq!(known.newest(DotFile::Version), None);
+        let ino = now(&mut known, DotFile::Version, "1");
+        assert_eq!(known.newest(DotFile::Version), Some(ino));
+        assert_eq!(renew(&mut known, ino, "1"), Some(false));
+        assert_eq!(renew(&mut known, ino, "2"), Some(true));
+        // Nobody gets it as it is before the kernel has forgotten the first text.
+        assert_eq!(renew(&mut known, ino, "2"), Some(true));
+        known.refreshed(ino);
+        assert_eq!(renew(&mut known, ino, "2"), Some(true));
+        known.refreshed(ino);
+        known.refreshed(ino);
+        assert_eq!(renew(&mut known, ino, "2"), Some(false));
+        assert_eq!(now(&mut known, DotFile::Version, "2"), ino);
+        renew(&mut known, ino, "3");
+        assert_ne!(now(&mut known, DotFile::Version, "3"), ino);
+        assert_eq!(known.references(ino), 8);
+        known.forget(ino, 8);
+        assert_eq!(renew(&mut known, ino, "3"), None);
+        let asked = known.ticket();
+        known.awaited_generation(DotFile::Version, asked);
+        assert_eq!(known.newest(DotFile::Version), None);
+    }
+
+    #[test]
+    fn older_text_does_not_replace_a_newer_one() {
+        let mut known = Known::default();
+        let ino = now(&mut known, DotFile::Version, "1");
+        let (early, late) = (known.ticket(), known.ticket());
+        assert_eq!(known.renew(ino, late, text("333")).unwrap().size, 3);
+        known.refreshed(ino);
+        let kept = known.renew(ino, early, text("22")).unwrap();
+        assert_eq!(
+            kept,
+            Renewed {
+                size: 3,
+                outdated: false
+            }
+        );
     }
 
     #[test]
     fn awaited_text_reaches_those_who_wait() {
         let mut known = Known::default();
-        let ino = known.awaited_generation(DotFile::Version);
+        let asked = known.ticket();
+        let ino = known.awaited_generation(DotFile::Version, asked);
         assert!(known.text(ino).is_none());
         let called = Arc::new(AtomicUsize::new(0));
         for _ in 0..3 {

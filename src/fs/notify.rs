@@ -4,7 +4,9 @@
 //! it from a worker, nor from a thread that completes changes.
 #![forbid(unsafe_code)]
 
+use std::io;
 use std::sync::Arc;
+use std::sync::mpsc::{SendError, Sender, channel};
 
 use super::inode::Link;
 use super::known::Inodes;
@@ -146,6 +148,40 @@ impl Notifier {
         names.sort();
         names.dedup();
         names
+    }
+}
+
+/// What is to happen once the kernel has forgotten a content.
+type Then = Box<dyn FnOnce() + Send>;
+
+/// Has the kernel forget contents, in a thread of its own: nobody who may have to answer a request
+/// can wait for that.
+pub struct Refresher(Sender<(Ino, Then)>);
+
+impl Refresher {
+    /// Starts the thread. It ends when the refresher is dropped.
+    ///
+    /// # Errors
+    /// No thread can be started.
+    pub fn start(kernel: Arc<dyn Kernel>) -> io::Result<Self> {
+        let (sender, receiver) = channel::<(Ino, Then)>();
+        std::thread::Builder::new()
+            .name("fuse-refresh".into())
+            .spawn(move || {
+                for (ino, then) in receiver {
+                    kernel.inval_content(ino);
+                    then();
+                }
+            })?;
+        Ok(Refresher(sender))
+    }
+
+    /// Has the kernel forget the content of `ino`, then goes on with `then`.
+    pub fn refresh(&self, ino: Ino, then: Then) {
+        if let Err(SendError((_, then))) = self.0.send((ino, then)) {
+            // The thread has died; late content is better than no answer.
+            then();
+        }
     }
 }
 

@@ -25,7 +25,7 @@ use super::ring::files::Shm;
 use super::{Service, cleanup};
 
 /// How long an answer may be put off with [`super::Answer::Later`].
-pub const DEFER_LIMIT: Duration = Duration::from_millis(10);
+pub const DEFER_LIMIT: Duration = Duration::from_millis(100);
 /// How long [`ServerHandle::stop`] waits for the thread.
 const STOP_LIMIT: Duration = Duration::from_millis(100);
 /// When this exists, libqb uses sockets with a place in the file system.

@@ -21,7 +21,7 @@ use parking_lot::{Condvar, Mutex};
 use crate::memdb::{Change, Effects};
 
 /// How long a question for versions waits for announcements before it gets the old ones.
-pub const PATIENCE: Duration = Duration::from_millis(10);
+pub const PATIENCE: Duration = Duration::from_millis(100);
 
 /// Makes changes visible through the mount. Each call may take as long as another operation holds
 /// the directory.

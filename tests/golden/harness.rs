@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use parking_lot::RwLock;
-use pmxcfs::ipc::service::{ConfigService, NeverPending, NoPeers};
+use pmxcfs::ipc::service::{ConfigService, NeverPending, NoPeers, StatusReplica};
 use pmxcfs::ipc::{Answer, Client, Service};
 use pmxcfs::memdb::{Change, Error, Op, Stamp, Tree, TreePath};
 use pmxcfs::replica::SharedTree;
@@ -39,6 +39,11 @@ pub struct Node {
 impl Node {
     /// Local mode, fresh database.
     pub fn new(name: &str) -> Self {
+        Node::with_replica(name, Arc::new(NoPeers))
+    }
+
+    /// With something that tells other nodes about changes of the status.
+    pub fn with_replica(name: &str, replica: Arc<dyn StatusReplica>) -> Self {
         let tree: SharedTree = Arc::new(RwLock::new(Tree::new()));
         let status = Arc::new(Status::new(name, START.into(), 1));
         status.set_quorate(true);
@@ -48,7 +53,7 @@ impl Node {
         let service = ConfigService::new(
             Arc::clone(&tree),
             Arc::clone(&status),
-            Arc::new(NoPeers),
+            replica,
             Arc::new(NeverPending),
             Box::new(move || time.load(Ordering::Relaxed)),
         );

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use fuser::{Config, INodeNo, Session, SessionACL};
 
 use super::counters::RequestCounts;
-use super::notify::{Kernel, Notifier};
+use super::notify::{Kernel, Notifier, Refresher};
 use super::ops::Ino;
 use super::view::View;
 use requests::Adapter;
@@ -99,7 +99,7 @@ pub fn serve(
     config.n_threads = Some(tuning.workers.max(1));
     let session = Session::from_fd(adapter, device, SessionACL::All, config)?;
     let kernel: Arc<dyn Kernel> = Arc::new(Device(session.notifier()));
-    view.attach(Arc::clone(&kernel));
+    view.attach(Arc::clone(&kernel), Refresher::start(Arc::clone(&kernel))?);
     let notifier = Notifier::new(kernel, Arc::clone(view.inodes()), Arc::clone(view.tree()));
     let session = std::thread::Builder::new()
         .name("fuse".into())

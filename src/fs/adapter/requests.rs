@@ -10,10 +10,11 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use fuser::{
-    AccessFlags, BsdFileFlags, FileHandle, Filesystem, INodeNo, InitFlags, IoctlFlags,
-    KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
-    ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs,
-    ReplyWrite, ReplyXattr, Request as FuseRequest, TimeOrNow, WriteFlags,
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, FileHandle, Filesystem, INodeNo, InitFlags,
+    IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier,
+    RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry,
+    ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr,
+    Request as FuseRequest, TimeOrNow, WriteFlags,
 };
 
 use super::convert::{
@@ -407,6 +408,37 @@ impl Filesystem for Adapter {
     }
 
     fn lseek(&self, _: &FuseRequest, _: INodeNo, _: FileHandle, _: i64, _: i32, reply: ReplyLseek) {
+        self.requests.count(Request::Other);
+        reply.error(ENOSYS);
+    }
+
+    fn copy_file_range(
+        &self,
+        _: &FuseRequest,
+        _: INodeNo,
+        _: FileHandle,
+        _: u64,
+        _: INodeNo,
+        _: FileHandle,
+        _: u64,
+        _: u64,
+        _: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        self.requests.count(Request::Other);
+        reply.error(ENOSYS);
+    }
+
+    fn poll(
+        &self,
+        _: &FuseRequest,
+        _: INodeNo,
+        _: FileHandle,
+        _: PollNotifier,
+        _: PollEvents,
+        _: PollFlags,
+        reply: ReplyPoll,
+    ) {
         self.requests.count(Request::Other);
         reply.error(ENOSYS);
     }

@@ -3,13 +3,14 @@
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::{EACCES, EIO, ENOENT, Inner, Node, TTL, check_name, plugin};
 use crate::fs::DotFile;
 use crate::fs::attr;
 use crate::fs::known::Orphan;
-use crate::fs::ops::{AttrReply, Entry, Errno, Ino, Reply, SetAttr, SetTime};
+use crate::fs::ops::{AttrReply, Entry, Errno, Ino, ROOT_INO, Reply, SetAttr, SetTime};
 use crate::memdb::{Inode, MAX_FILE_SIZE, Op, Tree, TreePath};
 use crate::replica::Applied;
 
@@ -40,6 +41,18 @@ impl Inner {
                 Err(err) => reply(Err(err.into())),
             }),
         );
+    }
+
+    /// Counts a change of names in the root from now until `reply` is sent.
+    fn marking_root<T: 'static>(self: &Arc<Self>, dirs: &[Ino], reply: Reply<T>) -> Reply<T> {
+        if !dirs.contains(&ROOT_INO) {
+            return reply;
+        }
+        let change = RootChange::start(self);
+        Box::new(move |result| {
+            reply(result);
+            drop(change);
+        })
     }
 
     fn check_quorum(&self) -> Result<(), Errno> {
@@ -81,6 +94,7 @@ impl Inner {
         } else {
             Op::Create { path: path.clone() }
         };
+        let reply = self.marking_root(&[dir], reply);
         self.submit(op, reply, move |inner, applied| {
             let tree = inner.tree.read();
             Ok(inner
@@ -117,7 +131,10 @@ impl Inner {
         reply: Reply<()>,
     ) {
         match self.checked_remove(dir, name, want_dir) {
-            Ok(path) => self.submit(Op::Delete { path }, reply, |_, _| Ok(())),
+            Ok(path) => {
+                let reply = self.marking_root(&[dir], reply);
+                self.submit(Op::Delete { path }, reply, |_, _| Ok(()));
+            }
             Err(err) => reply(Err(err)),
         }
     }
@@ -137,8 +154,10 @@ impl Inner {
     }
 
     pub(super) fn rename(self: &Arc<Self>, from: (Ino, &[u8]), to: (Ino, &[u8]), reply: Reply<()>) {
+        let dirs = [from.0, to.0];
         match self.checked_rename(from, to) {
             Ok((from, to, refresh)) => {
+                let reply = self.marking_root(&dirs, reply);
                 self.submit(Op::Rename { from, to }, reply, move |inner, applied| {
                     if refresh {
                         inner.refresh_attr(applied.inode);
@@ -303,6 +322,22 @@ impl Inner {
             }
             Want::Nothing => Ok(()),
         }
+    }
+}
+
+/// A change of names in the root that is under way.
+struct RootChange(Arc<Inner>);
+
+impl RootChange {
+    fn start(inner: &Arc<Inner>) -> Self {
+        inner.root_changes.fetch_add(1, SeqCst);
+        RootChange(Arc::clone(inner))
+    }
+}
+
+impl Drop for RootChange {
+    fn drop(&mut self) {
+        self.0.root_changes.fetch_sub(1, SeqCst);
     }
 }
 

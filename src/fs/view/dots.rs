@@ -1,13 +1,20 @@
 //! The computed files in the root: each text is an inode of its own, so whoever has one open keeps
 //! reading what was there when it was opened.
+//!
+//! With one exception. A name that gets another inode makes the kernel look it up again with the
+//! directory locked. While a change of a name in the root is under way the kernel holds that lock
+//! itself, possibly for long (a cluster that synchronises), and reading a dot file must not wait
+//! for it. So the inode that the kernel already has gets the new text then.
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
 
 use parking_lot::Mutex;
 
 use super::{EIO, Inner, NO_TTL, TTL};
 use crate::fs::DotFile;
+use crate::fs::known::{Renewed, Ticket};
 use crate::fs::ops::{Entry, Ino, Reply};
 
 /// Where a text goes that was asked for.
@@ -21,10 +28,58 @@ enum Slot {
 }
 
 impl Inner {
+    pub(super) fn lookup_dot(self: &Arc<Self>, file: DotFile, reply: Reply<Entry>) {
+        let busy = self.root_changes.load(SeqCst) > 0;
+        let mut known = self.inodes.lock();
+        let asked = known.ticket();
+        let newest = known.newest(file).filter(|_| busy);
+        drop(known);
+        let Some(ino) = newest else {
+            return self.lookup_new_dot(file, asked, reply);
+        };
+        // May wait: this look-up only revalidates a name and has locked nothing.
+        let inner = Arc::clone(self);
+        let renew = move |text| inner.renew_dot(file, ino, asked, text, reply);
+        self.dots.content(file, Box::new(renew));
+    }
+
+    fn renew_dot(
+        self: &Arc<Self>,
+        file: DotFile,
+        ino: Ino,
+        asked: Ticket,
+        text: Arc<[u8]>,
+        reply: Reply<Entry>,
+    ) {
+        let renewed = self.inodes.lock().renew(ino, asked, text);
+        let Some(Renewed { size, outdated }) = renewed else {
+            return self.lookup_new_dot(file, asked, reply);
+        };
+        let attr = self.dot_attr(ino, file, size);
+        let entry = Entry::Found {
+            attr,
+            attr_ttl: TTL,
+            entry_ttl: NO_TTL,
+        };
+        match self.refresher.get() {
+            Some(refresher) if outdated => {
+                let inner = Arc::clone(self);
+                refresher.refresh(
+                    ino,
+                    Box::new(move || {
+                        inner.inodes.lock().refreshed(ino);
+                        reply(Ok(entry));
+                    }),
+                );
+            }
+            _ => reply(Ok(entry)),
+        }
+    }
+
     /// A look-up must not wait: the kernel holds the lock of the directory meanwhile, which the
     /// announcement that the text may be waiting for needs, too. So a text that is not there at
     /// once is promised: an inode without attributes, and the kernel asks for these next.
-    pub(super) fn lookup_dot(self: &Arc<Self>, file: DotFile, reply: Reply<Entry>) {
+    fn lookup_new_dot(self: &Arc<Self>, file: DotFile, asked: Ticket, reply: Reply<Entry>) {
         let slot = Arc::new(Mutex::new(Slot::Asked));
         let (inner, late) = (Arc::clone(self), Arc::clone(&slot));
         self.dots.content(
@@ -43,10 +98,10 @@ impl Inner {
         let (ino, size, attr_ttl) = match std::mem::replace(&mut *slot, Slot::Asked) {
             Slot::Text(text) => {
                 let size = text.len() as u64;
-                (self.inodes.lock().generation(file, text), size, TTL)
+                (self.inodes.lock().generation(file, asked, text), size, TTL)
             }
             Slot::Asked | Slot::Promised(_) => {
-                let ino = self.inodes.lock().awaited_generation(file);
+                let ino = self.inodes.lock().awaited_generation(file, asked);
                 *slot = Slot::Promised(ino);
                 (ino, 0, NO_TTL)
             }

@@ -5,6 +5,7 @@ mod change;
 mod dots;
 mod list;
 
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use parking_lot::Mutex;
 use super::attr;
 use super::inode::{Link, Plugin};
 use super::known::{Inodes, Orphan};
-use super::notify::Kernel;
+use super::notify::{Kernel, Refresher};
 use super::ops::{
     Attr, AttrReply, DirEntry, Entry, Errno, FileKind, Ino, Operations, ROOT_INO, Reply, SetAttr,
     Slice, StatFs,
@@ -59,6 +60,9 @@ struct Inner {
     targets: [Arc<[u8]>; Link::ALL.len()],
     /// The mount, once it is served.
     kernel: OnceLock<Arc<dyn Kernel>>,
+    refresher: OnceLock<Refresher>,
+    /// Changes of names in the root that are under way: the kernel has locked it for them.
+    root_changes: AtomicUsize,
     listings: Mutex<list::Cache>,
 }
 
@@ -98,13 +102,16 @@ impl View {
             gid: config.gid,
             targets,
             kernel: OnceLock::new(),
+            refresher: OnceLock::new(),
+            root_changes: AtomicUsize::new(0),
             listings: Mutex::default(),
         }))
     }
 
-    pub(super) fn attach(&self, kernel: Arc<dyn Kernel>) {
-        // A view serves one mount; a second one would only lose the refresh after a rename.
+    pub(super) fn attach(&self, kernel: Arc<dyn Kernel>, refresher: Refresher) {
+        // A view serves one mount; a second one would only lose some refreshing.
         let _ = self.0.kernel.set(kernel);
+        let _ = self.0.refresher.set(refresher);
     }
 
     pub(super) fn inodes(&self) -> &Arc<Inodes> {
