@@ -71,7 +71,7 @@ pub struct Epoch {
 
 impl fmt::Display for Epoch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}/{:08X}", self.from, self.counter, self.time)
+        write!(f, "{}/{:08X}", self.from, self.counter)
     }
 }
 
