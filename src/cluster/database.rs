@@ -283,3 +283,6 @@ impl Surroundings<Dcdb<Host>> for Database {
         self.store_fresh();
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -13,6 +13,10 @@ use crate::dfsm::{
     Action, ActionOf, Application, Event, EventOf, Level, Machine, MemberId, Now, Refusal, Ticket,
 };
 
+/// Own messages that corosync has been given and not yet delivered. More would gain nothing, and
+/// the library rings a bell for each in a socket that holds some 280 of them: if corosync is stopped
+/// then, it tries the next one for ever.
+const WINDOW: usize = 128;
 /// Below this many bytes in the send queue the leader of a synchronisation yields more.
 const SHORT_QUEUE: usize = 1 << 20;
 /// The C daemon tries ten times a second and says so every tenth time.
@@ -108,6 +112,8 @@ pub(super) struct Group<A: Application, S> {
     /// Counts connections: answers about an earlier one are void.
     generation: u64,
     queue: SendQueue,
+    /// Own messages sent and not delivered.
+    in_flight: usize,
     actions: Vec<ActionOf<A>>,
     pid: u32,
     requests: Box<dyn FnMut(Request) + Send>,
@@ -127,6 +133,7 @@ impl<A: Application, S: Surroundings<A>> Group<A, S> {
             link: Link::None,
             generation: 0,
             queue: SendQueue::default(),
+            in_flight: 0,
             actions: Vec::new(),
             pid,
             requests,
@@ -160,7 +167,7 @@ impl<A: Application, S: Surroundings<A>> Group<A, S> {
 
     /// A message waits because corosync has no room for it.
     pub fn is_blocked(&self) -> bool {
-        matches!(self.link, Link::Open(_)) && !self.queue.messages.is_empty()
+        matches!(self.link, Link::Open(_)) && self.queue.trying.is_some()
     }
 
     /// There is something to send at once.
@@ -195,8 +202,12 @@ impl<A: Application, S: Surroundings<A>> Group<A, S> {
         while let (Link::Open(channel), Some(message)) =
             (&mut self.link, self.queue.messages.front())
         {
+            if self.in_flight >= WINDOW {
+                return;
+            }
             match channel.send(message) {
                 Ok(()) => {
+                    self.in_flight += 1;
                     let tries = self.queue.sent(now.mono);
                     if tries > 0 {
                         let text = format!("cpg_send_message retried {tries} times");
@@ -237,6 +248,10 @@ impl<A: Application, S: Surroundings<A>> Group<A, S> {
             }
         };
         let generation = self.generation;
+        let own = Member {
+            nodeid: channel.nodeid(),
+            pid: self.pid,
+        };
         for event in events {
             // The machine may have given this membership up.
             if !matches!(self.link, Link::Open(_)) || self.generation != generation {
@@ -244,6 +259,9 @@ impl<A: Application, S: Surroundings<A>> Group<A, S> {
             }
             match event {
                 CpgEvent::Deliver { sender, message } => {
+                    if sender == own {
+                        self.in_flight = self.in_flight.saturating_sub(1);
+                    }
                     self.handle(
                         now,
                         Event::Deliver {
@@ -283,6 +301,7 @@ impl<A: Application, S: Surroundings<A>> Group<A, S> {
                     pid: self.pid,
                 };
                 self.link = Link::Open(channel);
+                self.in_flight = 0;
                 self.handle(now, Event::Connected { own });
             }
             None => {

@@ -169,6 +169,10 @@ impl Cpg {
     /// messages longer than [`MAX_REQUEST`], where the library itself tries each part for a second:
     /// those parts that went out are lost. [`Error::Interrupt`] only for those: the membership
     /// changed in between. Such a message is sent again as a whole or not at all.
+    ///
+    /// Does not wait, with one exception: some 280 messages that a *stopped* corosync has not taken
+    /// yet fill a buffer of the library, and the next call then spins until corosync goes on. Whoever
+    /// must not wait keeps fewer own messages under way.
     pub fn send(&mut self, message: &[u8]) -> Result<(), Error> {
         if message.len() > MAX_REQUEST && self.flow_controlled()? {
             return Err(Error::TryAgain);

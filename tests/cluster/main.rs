@@ -313,7 +313,9 @@ fn many_writers_on_all_nodes_agree() {
     let result = cluster.ask(1, "storm a 16 50");
     println!("one node, 16 writers: {result}");
     assert!(result.starts_with("refused 0 "), "{result}");
-    let storms: Vec<u32> = (1..=3).map(|node| cluster.tell(node, &format!("storm b{node} 4 25"))).collect();
+    let storms: Vec<u32> = (1..=3)
+        .map(|node| cluster.tell(node, &format!("storm b{node} 4 25")))
+        .collect();
     for (node, number) in (1..=3).zip(storms) {
         let result = cluster.result(node, number);
         println!("node {node} of three, 4 writers: {result}");
@@ -322,6 +324,83 @@ fn many_writers_on_all_nodes_agree() {
     println!("one writer: {}", cluster.ask(2, "storm c 1 100"));
     cluster.synced();
     for node in 1..=3 {
+        assert_eq!(cluster.ask(node, "disk"), cluster.ask(node, "digest"));
+    }
+}
+
+#[test]
+fn a_corosync_that_hangs_holds_up_nobody() {
+    let mut cluster = Cluster::start(7);
+    (1..=3).for_each(|node| cluster.writable(node));
+    cluster.synced();
+    cluster.lab.signal_corosync(3, Signal::SIGSTOP);
+    // More than any buffer on the way to corosync takes.
+    let pending: Vec<u32> = (0..1000)
+        .map(|i| cluster.tell(3, &format!("write hung{i} x")))
+        .collect();
+    let start = Instant::now();
+    assert_eq!(cluster.ask(3, "read writable"), "x");
+    assert!(
+        start.elapsed() < Duration::from_secs(1),
+        "{:?}",
+        start.elapsed()
+    );
+    for number in pending {
+        assert_eq!(cluster.result(3, number), "EBUSY");
+    }
+    let took = start.elapsed();
+    assert!(
+        took < probe::WRITE_TIMEOUT + Duration::from_secs(1),
+        "{took:?}"
+    );
+    cluster.writable(1);
+    // It ends although nobody answers.
+    let start = Instant::now();
+    cluster.probes[2].end();
+    assert!(
+        start.elapsed() < Duration::from_secs(4),
+        "{:?}",
+        start.elapsed()
+    );
+    cluster.lab.signal_corosync(3, Signal::SIGCONT);
+}
+
+#[test]
+fn a_partition_loses_nothing_that_was_acknowledged() {
+    let mut cluster = Cluster::start(8);
+    (1..=3).for_each(|node| cluster.writable(node));
+    cluster.synced();
+    let hammers: Vec<u32> = (1..=3)
+        .map(|node| cluster.tell(node, &format!("hammer h{node}-")))
+        .collect();
+    for cut in [3, 1] {
+        std::thread::sleep(Duration::from_secs(1));
+        cluster.lab.connect(cut, false);
+        cluster.until(cut, "write lonely x", |answer| answer == "EACCES");
+        let rest: Vec<usize> = (1..=3).filter(|node| *node != cut).collect();
+        rest.iter().for_each(|node| cluster.writable(*node));
+        std::thread::sleep(Duration::from_secs(1));
+        cluster.lab.connect(cut, true);
+        (1..=3).for_each(|node| cluster.writable(node));
+    }
+    // Not by `tell`: the answer is that of the hammer.
+    for node in 1..=3 {
+        cluster.tell(node, "rest");
+    }
+    for (node, number) in (1..=3).zip(hammers) {
+        let result = cluster.result(node, number);
+        let (pause, acknowledged) = result.split_once(' ').unwrap();
+        let count = acknowledged.split(',').count();
+        println!("node {node}: {count} acknowledged, longest pause {pause} ms");
+        assert!(count > 50, "{count}");
+        cluster.synced();
+        for other in 1..=3 {
+            let missing = cluster.ask(other, &format!("missing h{node}- {acknowledged}"));
+            assert_eq!(missing, "0", "of node {node} on node {other}");
+        }
+    }
+    for node in 1..=3 {
+        assert_eq!(cluster.logged(node, "wrong checksum"), 0);
         assert_eq!(cluster.ask(node, "disk"), cluster.ask(node, "digest"));
     }
 }

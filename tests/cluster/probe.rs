@@ -4,6 +4,7 @@
 use std::io::BufRead;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use parking_lot::RwLock;
@@ -33,6 +34,7 @@ struct Node {
     tree: SharedTree,
     status: Arc<Status>,
     replica: Arc<ClusterReplica>,
+    resting: Arc<AtomicBool>,
 }
 
 pub fn run() {
@@ -65,6 +67,7 @@ pub fn run() {
         tree,
         status,
         replica,
+        resting: Arc::default(),
     };
     for line in std::io::stdin().lock().lines().map_while(Result::ok) {
         let (number, command) = line.split_once(' ').unwrap();
@@ -75,7 +78,7 @@ pub fn run() {
             node.obey(number.to_owned(), command);
         }
     }
-    assert!(cluster.stop(Duration::from_secs(5)));
+    say(&format!("stopped {}", cluster.stop(Duration::from_secs(2))));
     assert!(store.shutdown(Duration::from_secs(5)));
     announcer.stop();
 }
@@ -132,6 +135,11 @@ impl Node {
                     say(&format!("{number} {}", node.storm(&name, writers, files)));
                 });
             }
+            ["hammer", name] => {
+                let (node, name) = (self.clone(), name.to_owned());
+                std::thread::spawn(move || say(&format!("{number} {}", node.hammer(&name))));
+            }
+            ["rest"] => self.resting.store(true, SeqCst),
             ["mkdir", name] => self.submit(number, Op::Mkdir { path: path(name) }),
             ["rm", name] => self.submit(number, Op::Delete { path: path(name) }),
             ["set", key, value] => {
@@ -154,6 +162,7 @@ impl Node {
             ["get", node, key] => text(self.status.get_kv(key.as_bytes(), node.as_bytes())),
             ["members-text"] => text(Some(self.status.members_text())).replace('\n', ""),
             ["digest"] => digest(&self.tree.read()),
+            ["missing", name, numbers] => self.missing(name, numbers).to_string(),
             ["disk"] => disk(),
             ["members", group] => {
                 let overview = self.replica.overview();
@@ -188,21 +197,65 @@ impl Node {
                 let make = move |file: usize| {
                     let path = path(&format!("{name}-{writer}-{file}"));
                     let data = vec![file as u8; 1024];
-                    let write = Op::Write { path: path.clone(), offset: 0, data, truncate: false };
-                    [Op::Create { path }, write].into_iter().any(|op| self.wait_for(op).is_err())
+                    let write = Op::Write {
+                        path: path.clone(),
+                        offset: 0,
+                        data,
+                        truncate: false,
+                    };
+                    [Op::Create { path }, write]
+                        .into_iter()
+                        .any(|op| self.wait_for(op).is_err())
                 };
                 scope.spawn(move || (0..files).filter(|file| make(*file)).count())
             };
             let threads: Vec<_> = (0..writers).map(writer).collect();
-            threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+            threads
+                .into_iter()
+                .map(|thread| thread.join().unwrap())
+                .sum()
         });
         let rate = (writers * files) as f64 / start.elapsed().as_secs_f64();
         format!("refused {refused} rate {rate:.0}")
     }
 
+    /// Makes one file after the other until it shall rest. Tells which were acknowledged, and the
+    /// longest pause between two of them in milliseconds.
+    fn hammer(&self, name: &str) -> String {
+        let (mut acknowledged, mut pause, mut last) = (Vec::new(), Duration::ZERO, Instant::now());
+        for i in 0.. {
+            if self.resting.load(SeqCst) {
+                break;
+            }
+            match self.wait_for(Op::Create {
+                path: path(&format!("{name}{i}")),
+            }) {
+                Ok(()) => {
+                    acknowledged.push(i.to_string());
+                    pause = pause.max(last.elapsed());
+                    last = Instant::now();
+                }
+                Err(_) => std::thread::sleep(Duration::from_millis(20)),
+            }
+        }
+        format!("{} {}", pause.as_millis(), acknowledged.join(","))
+    }
+
+    fn missing(&self, name: &str, numbers: &str) -> usize {
+        let tree = self.tree.read();
+        let there = |number: &&str| tree.lookup(&path(&format!("{name}{number}"))).is_some();
+        numbers
+            .split(',')
+            .filter(|number| !number.is_empty() && !there(number))
+            .count()
+    }
+
     fn wait_for(&self, op: Op) -> Result<(), Error> {
         let (tx, rx) = std::sync::mpsc::channel();
-        self.replica.submit(op, Box::new(move |result| tx.send(result.map(|_| ())).unwrap()));
+        self.replica.submit(
+            op,
+            Box::new(move |result| tx.send(result.map(|_| ())).unwrap()),
+        );
         rx.recv().unwrap()
     }
 

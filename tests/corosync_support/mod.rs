@@ -7,6 +7,9 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
 /// Set in the environment of a probe.
 pub const SWITCH: &str = "PMXCFS_COROSYNC_PROBE";
 /// Starts each line of output of a probe.
@@ -79,27 +82,47 @@ impl Lab {
         self.run(&["exec", &node.to_string(), "corosync"]);
     }
 
-    /// SIGKILL, and waits for the end.
-    pub fn kill_corosync(&self, node: usize) {
+    /// Sends a signal to the node's corosync; returns its process id.
+    pub fn signal_corosync(&self, node: usize, signal: Signal) -> Pid {
         let namespace = format!("l{}n{node}", self.id);
         let output = Command::new("ip")
             .args(["netns", "pids", &namespace])
             .output()
             .unwrap();
-        for pid in String::from_utf8(output.stdout).unwrap().split_whitespace() {
-            let comm = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-            if comm.trim() != "corosync" {
-                continue;
-            }
-            let pid = nix::unistd::Pid::from_raw(pid.parse().unwrap());
-            nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
-            let end = Instant::now() + Duration::from_secs(5);
-            // What remains until somebody waits for it has no memory any more.
-            while std::fs::read(format!("/proc/{pid}/maps")).is_ok_and(|maps| !maps.is_empty()) {
-                assert!(Instant::now() < end, "corosync {pid} does not end");
-                std::thread::sleep(Duration::from_millis(10));
-            }
+        let pids = String::from_utf8(output.stdout).unwrap();
+        let is_corosync = |pid: &&str| {
+            std::fs::read_to_string(format!("/proc/{pid}/comm"))
+                .is_ok_and(|comm| comm.trim() == "corosync")
+        };
+        let pid = pids
+            .split_whitespace()
+            .find(is_corosync)
+            .expect("corosync runs");
+        let pid = Pid::from_raw(pid.parse().unwrap());
+        kill(pid, signal).unwrap();
+        pid
+    }
+
+    /// SIGKILL, and waits for the end.
+    pub fn kill_corosync(&self, node: usize) {
+        let pid = self.signal_corosync(node, Signal::SIGKILL);
+        let end = Instant::now() + Duration::from_secs(5);
+        // What remains until somebody waits for it has no memory any more.
+        while std::fs::read(format!("/proc/{pid}/maps")).is_ok_and(|maps| !maps.is_empty()) {
+            assert!(Instant::now() < end, "corosync {pid} does not end");
+            std::thread::sleep(Duration::from_millis(10));
         }
+    }
+
+    /// Takes the node off the network, or puts it back.
+    pub fn connect(&self, node: usize, on: bool) {
+        let link = format!("l{}v{node}", self.id);
+        let state = if on { "up" } else { "down" };
+        let status = Command::new("ip")
+            .args(["link", "set", &link, state])
+            .status()
+            .unwrap();
+        assert!(status.success());
     }
 
     fn log(&self, node: usize) -> PathBuf {
@@ -221,9 +244,12 @@ impl Probe {
         self.log.clear();
     }
 
-    pub fn signal(&self, signal: nix::sys::signal::Signal) {
-        let pid = i32::try_from(self.child.id()).unwrap();
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal).unwrap();
+    pub fn signal(&self, signal: Signal) {
+        kill(
+            Pid::from_raw(i32::try_from(self.child.id()).unwrap()),
+            signal,
+        )
+        .unwrap();
     }
 
     pub fn end(&mut self) {

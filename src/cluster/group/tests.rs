@@ -330,3 +330,18 @@ fn retries_are_counted_like_those_of_the_c_daemon() {
     queue.push(vec![0; 10]);
     assert_eq!(queue.sent(ms(9000)), 0);
 }
+
+#[test]
+fn no_more_is_sent_than_what_can_be_under_way() {
+    let mut lab = Lab::joined();
+    let count = WINDOW as u64 + 10;
+    (0..count).for_each(|ticket| lab.submit(ticket, b"x"));
+    assert_eq!(lab.script.lock().sent.len(), WINDOW);
+    // Its own messages make room, nothing else has to.
+    assert!(!lab.group.is_blocked());
+    lab.deliver();
+    lab.group.flush(lab.now());
+    assert_eq!(lab.script.lock().sent.len(), 10);
+    lab.deliver();
+    assert_eq!(lab.answers().len(), count as usize);
+}
