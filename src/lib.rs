@@ -21,6 +21,7 @@ pub mod corosync;
 pub mod daemon;
 pub mod dcdb;
 pub mod dfsm;
+pub mod errno_text;
 pub mod fs;
 pub mod ipc;
 pub mod kvstore;

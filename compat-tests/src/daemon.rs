@@ -4,7 +4,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs::File;
 use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -97,9 +97,25 @@ fn read_lossy(file: &PathBuf) -> String {
 impl Daemon {
     /// Starts `subject args…` in the node and returns at once. The arguments must contain `-f`.
     pub fn spawn(node: &Node, subject: &Subject, args: &[&str]) -> Self {
-        let stderr = output_file(node);
         let mut command = node.command(&subject.binary);
-        command.args(args).stdin(Stdio::null());
+        command.args(args);
+        Self::spawn_command(node, subject, command)
+    }
+
+    /// As [`Daemon::spawn`] with `-f -l`, bound to one CPU; waits until it is usable.
+    pub fn on_cpu(node: &Node, subject: &Subject, cpu: usize) -> Self {
+        let mut command = node.command("taskset");
+        command
+            .args(["-c", &cpu.to_string()])
+            .arg(&subject.binary)
+            .args(["-f", "-l"]);
+        let mut daemon = Self::spawn_command(node, subject, command);
+        daemon.wait_usable();
+        daemon
+    }
+
+    fn spawn_command(node: &Node, subject: &Subject, mut command: Command) -> Self {
+        let stderr = output_file(node);
         to_file(&mut command, &stderr);
         let started = Instant::now();
         let child = command.spawn().expect("nsenter runs");
@@ -281,6 +297,16 @@ impl Background {
                 .any(|l| l.starts_with("State:\tZ") || l.starts_with("State:\tX"))
         })
     }
+}
+
+/// CPU time of all threads of a process, in seconds.
+pub fn cpu_seconds(pid: i32) -> f64 {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).expect("the process lives");
+    let nanoseconds: u64 = threads
+        .filter_map(|t| std::fs::read_to_string(t.ok()?.path().join("schedstat")).ok())
+        .filter_map(|text| text.split(' ').next()?.parse::<u64>().ok())
+        .sum();
+    nanoseconds as f64 / 1e9
 }
 
 /// A field of `/proc/<pid>/<file>`, for example `VmRSS` of `status`; `None` when it is not there.

@@ -107,6 +107,7 @@ fn missing_tools() -> Vec<String> {
         ("unshare", "util-linux"),
         ("nsenter", "util-linux"),
         ("setpriv", "util-linux"),
+        ("taskset", "util-linux"),
         ("mount", "mount"),
         ("hostname", "hostname"),
         ("bash", "bash"),

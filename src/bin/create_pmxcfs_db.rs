@@ -21,7 +21,7 @@ fn main() -> ExitCode {
     match pmxcfs::store::import_dir(Path::new(dir), Path::new(db), now) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("{error}");
+            eprintln!("{}", pmxcfs::errno_text::plain_errno(&error.to_string()));
             ExitCode::from(FAILURE)
         }
     }

@@ -6,7 +6,6 @@
 //! dropped and counted, because every thread of the daemon logs.
 #![forbid(unsafe_code)]
 
-use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::os::unix::net::UnixDatagram;
@@ -19,6 +18,8 @@ use tracing::level_filters::LevelFilter;
 use tracing::span;
 use tracing::{Event, Level, Metadata, Subscriber};
 use tracing_log::NormalizeEvent;
+
+use crate::errno_text::plain_errno;
 
 /// Longest text of one line in bytes.
 const MAX_TEXT: usize = 8192;
@@ -241,31 +242,6 @@ impl Visit for Text {
     }
 }
 
-/// The text without ` (os error 11)`, which Rust adds to libc's words for an errno: admins match on
-/// the plain texts (daemon.md 7).
-fn plain_errno(text: &str) -> Cow<'_, str> {
-    const MARK: &str = " (os error ";
-    let mut rest = text;
-    let mut out = String::new();
-    while let Some((before, after)) = rest.split_once(MARK) {
-        let digits = after.len() - after.trim_start_matches(|c: char| c.is_ascii_digit()).len();
-        let tail = &after[digits..];
-        out.push_str(before);
-        match tail.strip_prefix(')') {
-            Some(tail) if digits > 0 => rest = tail,
-            _ => {
-                out.push_str(MARK);
-                rest = after;
-            }
-        }
-    }
-    if out.is_empty() {
-        return Cow::Borrowed(text);
-    }
-    out.push_str(rest);
-    Cow::Owned(out)
-}
-
 /// Appends `text` as printable ASCII: control characters become `#` and three digits, other
 /// characters `\uXXXX` (status.md 10.3, without the quotes); at most [`MAX_TEXT`] bytes.
 fn push_ascii(line: &mut String, text: &str) {
@@ -298,18 +274,6 @@ mod tests {
         assert_eq!(ascii("a\nb\t\u{7f}"), "a#010b#009#127");
         assert_eq!(ascii("Bücher \"x\" \\"), "B\\u00fccher \"x\" \\");
         assert_eq!(ascii("🦀!"), "!");
-    }
-
-    #[test]
-    fn the_number_of_an_errno_is_left_out() {
-        let busy = std::io::Error::from_raw_os_error(libc::EAGAIN).to_string();
-        assert_eq!(plain_errno(&busy), "Resource temporarily unavailable");
-        assert_eq!(plain_errno("a (os error 2): b (os error 17)!"), "a: b!");
-        assert_eq!(
-            plain_errno("(os error x) (os error )"),
-            "(os error x) (os error )"
-        );
-        assert_eq!(plain_errno("plain"), "plain");
     }
 
     #[test]

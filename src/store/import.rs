@@ -12,9 +12,9 @@ use crate::memdb::{Change, MAX_FILE_SIZE, Op, Stamp, TreePath};
 /// Why the import stopped. Files before the one named are in the database.
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {
-    #[error("unable to open dir: {}", text(.0))]
+    #[error("unable to open dir: {0}")]
     Dir(io::Error),
-    #[error("unable to open database '{}': {error}\n{}", .path.display(), .error.way_out(.path))]
+    #[error("unable to open database '{}': {error} - {}", .path.display(), .error.way_out(.path))]
     Open { path: PathBuf, error: OpenError },
     #[error("memdb_create '{0}' failed")]
     Create(String),
@@ -25,15 +25,6 @@ pub enum ImportError {
         path: PathBuf,
         error: rusqlite::Error,
     },
-}
-
-/// The text of an errno without the number Rust adds.
-fn text(error: &io::Error) -> String {
-    let text = error.to_string();
-    text.split(" (os error")
-        .next()
-        .unwrap_or_default()
-        .to_owned()
 }
 
 /// Adds every regular file directly in `dir` to the database `db`, which is made if it is missing:

@@ -68,7 +68,7 @@ fn what_cannot_be_opened_is_reported() {
     let dir = tempfile::tempdir().unwrap();
     let error = import_dir(&dir.path().join("no"), &dir.path().join("x.db"), 1).unwrap_err();
     assert_eq!(
-        error.to_string(),
+        crate::errno_text::plain_errno(&error.to_string()),
         "unable to open dir: No such file or directory"
     );
     assert!(!dir.path().join("x.db").exists());
