@@ -86,7 +86,7 @@ pub struct World {
     /// Ended without a known result, so nothing is promised.
     at_risk: BTreeSet<Vec<u8>>,
     acknowledged: usize,
-    /// All nodes were synchronised with each other once.
+    /// All nodes were synchronised with each other since their histories could part.
     formed: bool,
     effects: Vec<(usize, Effect)>,
     pub trace: Option<Vec<String>>,
@@ -525,6 +525,8 @@ impl World {
             if let Some(path) = path_of(&bytes) {
                 self.at_risk.insert(path);
             }
+            // Two histories with equal versions may meet now: a limit of the protocol.
+            self.formed = false;
         }
         self.check_equal()?;
         self.check_waits()
@@ -584,7 +586,8 @@ impl World {
         let majority = self.slots.len() / 2;
         let all = self.slots.len();
         let whole = |p: &Process| p.all_synced() && p.members() == all;
-        self.formed |= self.slots.iter().all(|s| s.process.as_ref().is_some_and(whole));
+        let quiet = (0..all).all(|node| self.cpg.waiting(node) == 0);
+        self.formed |= quiet && self.slots.iter().all(|s| s.process.as_ref().is_some_and(whole));
         let mut seen: Vec<(usize, u64, u64)> = Vec::new();
         for node in 0..self.slots.len() {
             let slot = &mut self.slots[node];
@@ -600,12 +603,21 @@ impl World {
             }
             let version = process.tree().root_row().version;
             if slot.print.0 != version {
+                if slot.print.0 != 0 && process.members() <= majority {
+                    // Quorum counts nodes: a node whose peers are up but do not run the service
+                    // may write, and its history is as long as any. A limit of the protocol.
+                    self.formed = false;
+                    self.created.clear();
+                    self.written.clear();
+                }
                 slot.print = (version, fingerprint(process.tree()));
             }
             let print = slot.print.1;
             for (other, v, p) in &seen {
                 let epoch = self.slots[*other].process.as_ref().map(Process::epoch);
-                let same = epoch == self.slots[node].process.as_ref().map(Process::epoch);
+                // Cut off from each other they may have got different last messages.
+                let same = epoch == self.slots[node].process.as_ref().map(Process::epoch)
+                    && self.cpg.next_view(*other) == self.cpg.next_view(node);
                 if same && *v == version && *p != print {
                     return Err(format!(
                         "nodes {other} and {node} differ at version {version}"
@@ -793,7 +805,7 @@ fn describe(input: &Input) -> String {
     match input {
         Input::Quorum(quorate) => format!("quorum {quorate}"),
         Input::Lost => "corosync lost".to_owned(),
-        Input::Confchg { members, joined } => {
+        Input::Confchg { members, joined, .. } => {
             let list = |ids: &[MemberId]| ids.iter().map(|m| m.to_string()).collect::<Vec<_>>();
             format!("members {:?} joined {:?}", list(members), list(joined))
         }
