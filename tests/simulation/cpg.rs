@@ -82,7 +82,11 @@ impl Cpg {
             Input::Confchg { view, .. } => Some(*view),
             _ => None,
         };
-        self.ports[node].inbox.iter().find_map(view).unwrap_or(self.ports[node].current)
+        self.ports[node]
+            .inbox
+            .iter()
+            .find_map(view)
+            .unwrap_or(self.ports[node].current)
     }
 
     pub fn quorate(&self, node: usize) -> bool {
@@ -110,11 +114,12 @@ impl Cpg {
         (0..self.ports.len()).filter(here).collect()
     }
 
-    /// Orders one message: everybody in the sender's component will get it.
-    pub fn order(&mut self, node: usize, bytes: &Rc<[u8]>) {
+    /// Orders one message: everybody in the sender's component will get it. True if that is
+    /// quorate.
+    pub fn order(&mut self, node: usize, bytes: &Rc<[u8]>) -> bool {
         let (Some(component), Some(from)) = (self.ports[node].component, self.ports[node].joined)
         else {
-            return;
+            return false;
         };
         self.seq += 1;
         for member in self.members_of(component) {
@@ -125,6 +130,7 @@ impl Cpg {
             };
             self.ports[member].inbox.push_back(input);
         }
+        self.ports[node].quorate
     }
 
     pub fn join(&mut self, node: usize, id: MemberId, rng: &mut Rng) {
@@ -216,7 +222,11 @@ impl Cpg {
                     let joined = joined.filter_map(|n| self.ports[*n].joined).collect();
                     let (view_id, members) = (self.views, ids.clone());
                     let port = &mut self.ports[node];
-                    port.inbox.push_back(Input::Confchg { view: view_id, members, joined });
+                    port.inbox.push_back(Input::Confchg {
+                        view: view_id,
+                        members,
+                        joined,
+                    });
                     port.view.clone_from(&view);
                 }
                 self.quorum(node, quorate, true);
