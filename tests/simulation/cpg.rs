@@ -142,6 +142,11 @@ impl Cpg {
         self.refresh(rng);
     }
 
+    /// The handle is closed: only what comes from elsewhere stays.
+    fn drain(&mut self, node: usize) {
+        self.ports[node].inbox.retain(|input| matches!(input, Input::Quorum(_)));
+    }
+
     /// The process leaves: it is told, too, if it still listens.
     pub fn leave(&mut self, node: usize, listens: bool, rng: &mut Rng) {
         self.ports[node].joined = None;
@@ -159,7 +164,7 @@ impl Cpg {
                 joined: Vec::new(),
             });
         } else {
-            self.ports[node].inbox.clear();
+            self.drain(node);
         }
         self.ports[node].view.clear();
     }

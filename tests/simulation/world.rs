@@ -356,8 +356,12 @@ impl World {
         self.with(node, |process, _, now, out| bytes = process.send(now, out));
         if let Some(bytes) = bytes {
             let quorate = self.cpg.order(node, &bytes);
-            if let Some(path) = path_of(&bytes).filter(|_| !quorate) {
-                self.without_quorum.insert((node, path));
+            if let Some(path) = path_of(&bytes) {
+                // It may be sent again, with quorum.
+                self.without_quorum.remove(&(node, path.clone()));
+                if !quorate {
+                    self.without_quorum.insert((node, path));
+                }
             }
         }
     }
