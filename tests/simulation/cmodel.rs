@@ -94,7 +94,7 @@ impl CModel {
     }
 
     pub fn synced(&self) -> bool {
-        self.mode == Mode::Synced
+        self.mode == Mode::Synced && self.handle
     }
 
     pub fn broken(&self) -> bool {

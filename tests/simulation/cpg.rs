@@ -16,6 +16,7 @@ use super::rng::Rng;
 pub enum Input {
     Quorum(bool),
     Confchg {
+        view: u64,
         members: Vec<MemberId>,
         joined: Vec<MemberId>,
     },
@@ -38,6 +39,8 @@ struct Port {
     view: BTreeSet<usize>,
     quorate: bool,
     inbox: VecDeque<Input>,
+    /// Last membership it has seen.
+    current: u64,
     /// Highest message it has seen.
     seen: u64,
 }
@@ -45,6 +48,7 @@ struct Port {
 pub struct Cpg {
     ports: Vec<Port>,
     seq: u64,
+    views: u64,
     /// Messages that some component will never get.
     pub dropped: Vec<Rc<[u8]>>,
 }
@@ -62,12 +66,27 @@ impl Cpg {
         Cpg {
             ports,
             seq: 0,
+            views: 0,
             dropped: Vec::new(),
         }
     }
 
     pub fn running(&self, node: usize) -> bool {
         self.ports[node].component.is_some()
+    }
+
+    /// The membership a node will be told next; its current one, if there is none waiting. What
+    /// comes before it is the same for those who share it.
+    pub fn next_view(&self, node: usize) -> u64 {
+        let view = |input: &Input| match input {
+            Input::Confchg { view, .. } => Some(*view),
+            _ => None,
+        };
+        self.ports[node]
+            .inbox
+            .iter()
+            .find_map(view)
+            .unwrap_or(self.ports[node].current)
     }
 
     pub fn quorate(&self, node: usize) -> bool {
@@ -80,8 +99,10 @@ impl Cpg {
 
     pub fn next(&mut self, node: usize) -> Option<Input> {
         let input = self.ports[node].inbox.pop_front()?;
-        if let Input::Deliver { seq, .. } = input {
-            self.ports[node].seen = seq;
+        match input {
+            Input::Deliver { seq, .. } => self.ports[node].seen = seq,
+            Input::Confchg { view, .. } => self.ports[node].current = view,
+            _ => {}
         }
         Some(input)
     }
@@ -93,11 +114,12 @@ impl Cpg {
         (0..self.ports.len()).filter(here).collect()
     }
 
-    /// Orders one message: everybody in the sender's component will get it.
-    pub fn order(&mut self, node: usize, bytes: &Rc<[u8]>) {
+    /// Orders one message: everybody in the sender's component will get it. True if that is
+    /// quorate.
+    pub fn order(&mut self, node: usize, bytes: &Rc<[u8]>) -> bool {
         let (Some(component), Some(from)) = (self.ports[node].component, self.ports[node].joined)
         else {
-            return;
+            return false;
         };
         self.seq += 1;
         for member in self.members_of(component) {
@@ -108,6 +130,7 @@ impl Cpg {
             };
             self.ports[member].inbox.push_back(input);
         }
+        self.ports[node].quorate
     }
 
     pub fn join(&mut self, node: usize, id: MemberId, rng: &mut Rng) {
@@ -117,6 +140,11 @@ impl Cpg {
         self.ports[node].joined = Some(id);
         self.ports[node].view.clear();
         self.refresh(rng);
+    }
+
+    /// The handle is closed: only what comes from elsewhere stays.
+    fn drain(&mut self, node: usize) {
+        self.ports[node].inbox.retain(|input| matches!(input, Input::Quorum(_)));
     }
 
     /// The process leaves: it is told, too, if it still listens.
@@ -129,12 +157,14 @@ impl Cpg {
             };
             let rest = self.members_of(component);
             let members = rest.iter().filter_map(|n| self.ports[*n].joined).collect();
+            self.views += 1;
             self.ports[node].inbox.push_back(Input::Confchg {
+                view: self.views,
                 members,
                 joined: Vec::new(),
             });
         } else {
-            self.ports[node].inbox.clear();
+            self.drain(node);
         }
         self.ports[node].view.clear();
     }
@@ -172,6 +202,7 @@ impl Cpg {
         let total = self.ports.len();
         let components: BTreeSet<usize> = self.ports.iter().filter_map(|p| p.component).collect();
         for component in components {
+            self.views += 1;
             let members = self.members_of(component);
             let view: BTreeSet<usize> = members.iter().copied().collect();
             self.drop_tail(&members, rng);
@@ -194,9 +225,13 @@ impl Cpg {
                     let new = |n: &&usize| !self.ports[node].view.contains(n);
                     let joined = members.iter().filter(new);
                     let joined = joined.filter_map(|n| self.ports[*n].joined).collect();
-                    let members = ids.clone();
+                    let (view_id, members) = (self.views, ids.clone());
                     let port = &mut self.ports[node];
-                    port.inbox.push_back(Input::Confchg { members, joined });
+                    port.inbox.push_back(Input::Confchg {
+                        view: view_id,
+                        members,
+                        joined,
+                    });
                     port.view.clone_from(&view);
                 }
                 self.quorum(node, quorate, true);
@@ -236,7 +271,7 @@ impl Cpg {
             .collect();
         waiting.sort();
         waiting.dedup();
-        if waiting.is_empty() || rng.chance(50) {
+        if waiting.is_empty() || rng.chance(70) {
             return;
         }
         let cut = waiting[rng.below(waiting.len())].0;

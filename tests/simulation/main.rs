@@ -26,7 +26,11 @@ const HISTORY: usize = 150;
 fn plan(seed: u64) -> Plan {
     let faults = number("FAULTS").unwrap_or(seed % 9) as usize;
     let requests = number("REQUESTS").unwrap_or(30 + seed % 71) as usize;
-    Plan { seed, faults, requests }
+    Plan {
+        seed,
+        faults,
+        requests,
+    }
 }
 
 /// Result and, if asked for, history.

@@ -58,7 +58,9 @@ impl Process {
             Process::Ours(ours) => {
                 let event = match input {
                     Input::Quorum(quorate) => Event::App(dcdb::Event::Quorate(*quorate)),
-                    Input::Confchg { members, joined } => Event::Confchg { members, joined },
+                    Input::Confchg {
+                        members, joined, ..
+                    } => Event::Confchg { members, joined },
                     Input::Deliver { from, bytes, .. } => Event::Deliver { from: *from, bytes },
                     Input::Lost => Event::Disconnected,
                 };
@@ -67,9 +69,9 @@ impl Process {
             Process::C(c) => {
                 match input {
                     Input::Quorum(quorate) => c.quorate = *quorate,
-                    Input::Confchg { members, joined } => {
-                        c.confchg(now, members, joined, disk, out)
-                    }
+                    Input::Confchg {
+                        members, joined, ..
+                    } => c.confchg(now, members, joined, disk, out),
                     Input::Deliver { from, bytes, .. } => c.deliver(now, *from, bytes, disk, out),
                     Input::Lost => c.lost(now, out),
                 }

@@ -54,6 +54,8 @@ struct Slot {
     /// Restarted (or thrown back) and not synchronised with a majority since.
     fresh: bool,
     print: (u64, u64),
+    /// Version seen last.
+    version: u64,
 }
 
 struct Request {
@@ -62,6 +64,7 @@ struct Request {
     unique: Option<(usize, bool)>,
     since: Duration,
     stalled: bool,
+    era: usize,
 }
 
 pub struct World {
@@ -85,9 +88,13 @@ pub struct World {
     refused: BTreeSet<usize>,
     /// Ended without a known result, so nothing is promised.
     at_risk: BTreeSet<Vec<u8>>,
+    /// Sent by a node when its part of the network had no quorum.
+    without_quorum: BTreeSet<(usize, Vec<u8>)>,
     acknowledged: usize,
-    /// All nodes were synchronised with each other once.
+    /// All nodes were synchronised with each other since their histories could part.
     formed: bool,
+    /// Grows whenever they may part.
+    era: usize,
     effects: Vec<(usize, Effect)>,
     pub trace: Option<Vec<String>>,
 }
@@ -127,6 +134,7 @@ impl World {
                 corosync_at: None,
                 fresh: true,
                 print: (0, 0),
+                version: 0,
             });
         }
         let (slow_store, failing_store) =
@@ -150,8 +158,10 @@ impl World {
             written: BTreeSet::new(),
             refused: BTreeSet::new(),
             at_risk: BTreeSet::new(),
+            without_quorum: BTreeSet::new(),
             acknowledged: 0,
             formed: false,
+            era: 0,
             effects: Vec::new(),
             trace: tracing.then(Vec::new),
         }
@@ -279,6 +289,7 @@ impl World {
         slot.fresh = true;
         let tree = slot.disk.load(now.wall);
         slot.print = (0, 0);
+        slot.version = tree.root_row().version;
         slot.process = Some(if slot.c {
             Process::C(CModel::new(tree, quorate))
         } else {
@@ -344,7 +355,14 @@ impl World {
         let mut bytes = None;
         self.with(node, |process, _, now, out| bytes = process.send(now, out));
         if let Some(bytes) = bytes {
-            self.cpg.order(node, &bytes);
+            let quorate = self.cpg.order(node, &bytes);
+            if let Some(path) = path_of(&bytes) {
+                // It may be sent again, with quorum.
+                self.without_quorum.remove(&(node, path.clone()));
+                if !quorate {
+                    self.without_quorum.insert((node, path));
+                }
+            }
         }
     }
 
@@ -385,6 +403,7 @@ impl World {
                 unique,
                 since: self.time,
                 stalled,
+                era: self.era,
             },
         );
         self.note(|| format!("{node}: request {ticket} {op:?}"));
@@ -525,6 +544,9 @@ impl World {
             if let Some(path) = path_of(&bytes) {
                 self.at_risk.insert(path);
             }
+            // Two histories with equal versions may meet now: a limit of the protocol.
+            self.formed = false;
+            self.era += 1;
         }
         self.check_equal()?;
         self.check_waits()
@@ -561,8 +583,16 @@ impl World {
         // may meet a newer database later.
         let total = self.slots.len();
         let process = self.slots[request.node].process.as_ref();
-        let counts = self.formed && process.is_some_and(|p| p.is_ours() && p.members() * 2 > total);
+        let safe = self.formed && request.era == self.era;
+        let counts = safe && process.is_some_and(|p| p.is_ours() && p.members() * 2 > total);
         match (result, request.unique) {
+            (Ok(()), Some((number, true)))
+                if self
+                    .without_quorum
+                    .contains(&(request.node, unique(number).as_bytes().to_vec())) =>
+            {
+                return Err(format!("u{number} was acknowledged without quorum"));
+            }
             (Ok(()), unique) => {
                 self.acknowledged += 1;
                 match unique {
@@ -584,7 +614,12 @@ impl World {
         let majority = self.slots.len() / 2;
         let all = self.slots.len();
         let whole = |p: &Process| p.all_synced() && p.members() == all;
-        self.formed |= self.slots.iter().all(|s| s.process.as_ref().is_some_and(whole));
+        let quiet = (0..all).all(|node| self.cpg.waiting(node) == 0);
+        self.formed |= quiet
+            && self
+                .slots
+                .iter()
+                .all(|s| s.process.as_ref().is_some_and(whole));
         let mut seen: Vec<(usize, u64, u64)> = Vec::new();
         for node in 0..self.slots.len() {
             let slot = &mut self.slots[node];
@@ -600,12 +635,23 @@ impl World {
             }
             let version = process.tree().root_row().version;
             if slot.print.0 != version {
+                if slot.version != version && process.members() <= majority {
+                    // Quorum counts nodes: a node whose peers are up but do not run the service
+                    // may write, and its history is as long as any. A limit of the protocol.
+                    self.formed = false;
+                    self.era += 1;
+                    self.created.clear();
+                    self.written.clear();
+                }
                 slot.print = (version, fingerprint(process.tree()));
+                slot.version = version;
             }
             let print = slot.print.1;
             for (other, v, p) in &seen {
                 let epoch = self.slots[*other].process.as_ref().map(Process::epoch);
-                let same = epoch == self.slots[node].process.as_ref().map(Process::epoch);
+                // Cut off from each other they may have got different last messages.
+                let same = epoch == self.slots[node].process.as_ref().map(Process::epoch)
+                    && self.cpg.next_view(*other) == self.cpg.next_view(node);
                 if same && *v == version && *p != print {
                     return Err(format!(
                         "nodes {other} and {node} differ at version {version}"
@@ -793,7 +839,9 @@ fn describe(input: &Input) -> String {
     match input {
         Input::Quorum(quorate) => format!("quorum {quorate}"),
         Input::Lost => "corosync lost".to_owned(),
-        Input::Confchg { members, joined } => {
+        Input::Confchg {
+            members, joined, ..
+        } => {
             let list = |ids: &[MemberId]| ids.iter().map(|m| m.to_string()).collect::<Vec<_>>();
             format!("members {:?} joined {:?}", list(members), list(joined))
         }
