@@ -120,7 +120,6 @@ impl Core {
                 self.kvstore.dispatch(now);
             }
         }
-        self.end();
     }
 
     fn now(&self) -> Now {
@@ -276,15 +275,25 @@ impl Core {
         self.dcdb
             .handle(now, Event::App(dcdb::Event::Quorate(quorate)));
     }
+}
 
-    /// Nothing is replicated from now on; whoever waits is told so.
-    fn end(mut self) {
+/// Nothing is replicated from now on, also if a panic is the reason: whoever waits is told so, and
+/// whoever comes is refused.
+impl Drop for Core {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            log(
+                "main",
+                Level::Critical,
+                "the core has failed - no change is accepted until restart",
+            );
+        }
         self.status.set_quorate(false);
         for command in self.inbox.close() {
             command.refuse();
         }
         self.dcdb.surroundings.refuse_all();
-        drop(self.jobs.push(Job::Stop));
         // Handles that are left are closed by this thread, which nobody waits for any more.
+        drop(self.jobs.push(Job::Stop));
     }
 }

@@ -13,6 +13,8 @@ use lab::{Lab, Probe};
 use nix::sys::signal::Signal;
 
 const SOON: Duration = Duration::from_secs(30);
+/// What a loaded machine may add to something that takes no time.
+const SLACK: Duration = Duration::from_secs(3);
 
 /// Not a test of its own: what the other tests run inside the nodes.
 #[test]
@@ -231,11 +233,7 @@ fn a_node_that_crashed_catches_up_and_one_that_stops_leaves() {
     // An orderly stop is quick and clean.
     let start = Instant::now();
     cluster.probes[0].end();
-    assert!(
-        start.elapsed() < Duration::from_secs(2),
-        "{:?}",
-        start.elapsed()
-    );
+    assert!(start.elapsed() < SLACK, "{:?}", start.elapsed());
     cluster.until(2, "members dcdb", |answer| answer == "2 3");
     cluster.until(2, "members status", |answer| answer == "2 3");
     cluster.writable(3);
@@ -257,10 +255,7 @@ fn no_wait_is_longer_than_the_bound() {
     assert_eq!(cluster.ask(1, "write blocked x"), "EBUSY");
     let took = start.elapsed();
     let bound = probe::WRITE_TIMEOUT;
-    assert!(
-        took >= bound && took < bound + Duration::from_secs(1),
-        "{took:?}"
-    );
+    assert!(took >= bound && took < bound + SLACK, "{took:?}");
     // Reads go on.
     assert_eq!(cluster.ask(1, "read fine"), "x");
     let end = Instant::now() + SOON;
@@ -289,11 +284,7 @@ fn a_new_corosync_conf_reaches_all_hosts_and_corosync() {
         "ok"
     );
     // Not held up by the reload.
-    assert!(
-        start.elapsed() < Duration::from_millis(900),
-        "{:?}",
-        start.elapsed()
-    );
+    assert!(start.elapsed() < SLACK, "{:?}", start.elapsed());
     for node in 1..=3 {
         let version_5 = |text: &str| text.contains("\"version\": 5, \"nodes\": 3");
         cluster.until(node, "members-text", version_5);
@@ -340,25 +331,18 @@ fn a_corosync_that_hangs_holds_up_nobody() {
         .collect();
     let start = Instant::now();
     assert_eq!(cluster.ask(3, "read writable"), "x");
-    assert!(
-        start.elapsed() < Duration::from_secs(1),
-        "{:?}",
-        start.elapsed()
-    );
+    assert!(start.elapsed() < SLACK, "{:?}", start.elapsed());
     for number in pending {
         assert_eq!(cluster.result(3, number), "EBUSY");
     }
     let took = start.elapsed();
-    assert!(
-        took < probe::WRITE_TIMEOUT + Duration::from_secs(1),
-        "{took:?}"
-    );
+    assert!(took < probe::WRITE_TIMEOUT + SLACK, "{took:?}");
     cluster.writable(1);
     // It ends although nobody answers.
     let start = Instant::now();
     cluster.probes[2].end();
     assert!(
-        start.elapsed() < Duration::from_secs(4),
+        start.elapsed() < Duration::from_secs(2) + SLACK,
         "{:?}",
         start.elapsed()
     );
