@@ -1,7 +1,7 @@
 # README.md names two of these: `make run` and `make check`.
 CARGO ?= cargo
 RUN_DIR ?= $(CURDIR)/target/run
-PACKAGES = gcc libc6-dev make pkg-config libsqlite3-dev sqlite3 libqb-dev iproute2 python3 procps \
+PACKAGES = gcc libc6-dev make pkg-config libsqlite3-dev sqlite3 libqb-dev iproute2 python3 procps mount util-linux rrdtool rrdcached \
 	libcpg-dev libcmap-dev libquorum-dev libcorosync-common-dev corosync libclang-dev
 TEST_ARGS ?=
 
@@ -35,7 +35,7 @@ compat: build
 
 bench: root build
 	PMXCFS_UNDER_TEST=$${PMXCFS_UNDER_TEST:-$(CURDIR)/target/release/pmxcfs} \
-	$(CARGO) bench --locked -p compat-tests
+	$(CARGO) bench --locked -p compat-tests --bench '*'
 
 fmt:
 	$(CARGO) fmt --all

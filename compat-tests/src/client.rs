@@ -77,7 +77,7 @@ impl Client {
     /// The compiled program.
     pub fn program() -> PathBuf {
         static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
-        PROGRAM.get_or_init(compile).clone()
+        PROGRAM.get_or_init(|| compile("qbclient")).clone()
     }
 
     /// A command that runs the client program in the node.
@@ -164,11 +164,13 @@ pub fn unhex(text: &str) -> Vec<u8> {
         .collect()
 }
 
-fn compile() -> PathBuf {
+/// The program made of `tools/<name>.c`, compiled again when that is newer.
+pub fn compile(name: &str) -> PathBuf {
     crate::require_tools();
     let dir = crate::target_dir().join("compat-tools");
     std::fs::create_dir_all(&dir).expect("the target directory is writable");
-    let (source, program) = (crate::here().join("tools/qbclient.c"), dir.join("qbclient"));
+    let source = crate::here().join(format!("tools/{name}.c"));
+    let program = dir.join(name);
     let lock = OpenOptions::new()
         .create(true)
         .append(true)
@@ -187,7 +189,7 @@ fn compile() -> PathBuf {
         .expect("cc is missing: apt install gcc");
     assert!(
         out.status.success(),
-        "qbclient.c does not compile (apt install libqb-dev libc6-dev):\n{}",
+        "{name}.c does not compile (apt install libqb-dev libc6-dev):\n{}",
         String::from_utf8_lossy(&out.stderr)
     );
     program

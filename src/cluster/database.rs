@@ -3,7 +3,6 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 use parking_lot::Mutex;
 
@@ -61,7 +60,6 @@ impl TreeHost for Host {
 
 /// A change on its way to the store: the answer that belongs to it follows immediately, or never.
 struct Fresh {
-    number: u64,
     change: Change,
     done: Option<(Done, Applied)>,
 }
@@ -84,10 +82,6 @@ pub(super) struct Database {
     last_ticket: Ticket,
     fresh: Option<Fresh>,
     differences: Arc<Mutex<Vec<Change>>>,
-    /// Number of failures of the store that are over.
-    failures_over: u64,
-    /// Number of failures that were told to the machine: of each only the first write.
-    failures_told: Arc<AtomicU64>,
 }
 
 impl Database {
@@ -105,8 +99,6 @@ impl Database {
             last_ticket: 0,
             fresh: None,
             differences,
-            failures_over: 0,
-            failures_told: Arc::default(),
         };
         (database, host)
     }
@@ -125,68 +117,55 @@ impl Database {
         }
     }
 
-    /// Tells the machine that write `number` failed, unless it fails for an earlier one's sake.
-    fn failure(&self, number: u64) -> impl FnOnce() + Send + use<> {
-        let (told, over) = (self.failures_told.clone(), self.failures_over);
-        let core = self.parts.core.clone();
-        move || {
-            if told
-                .compare_exchange(over, over + 1, SeqCst, SeqCst)
-                .is_ok()
-            {
-                // Refused only when the core has ended.
-                let _ = core.push(Command::Stored(dcdb::Event::StoreFailed(number)));
-            }
-        }
-    }
-
     fn store_sync(&mut self, number: u64, sync: SyncCommit) {
-        let failure = self.failure(number);
         let core = self.parts.core.clone();
         let SyncCommit { delete, put, root } = sync;
-        self.parts.store.enqueue_sync(
-            delete,
-            put,
-            root,
-            Box::new(move |stored| match stored {
-                Ok(()) => drop(core.push(Command::Stored(dcdb::Event::Stored(number)))),
-                Err(_) => failure(),
-            }),
-        );
+        let told = move |stored: Result<(), Error>| {
+            // An error says that it takes long. The store goes on trying, in order; until then the
+            // machine keeps the old tree, which nobody asks for.
+            if stored.is_ok() {
+                drop(core.push(Command::Stored(dcdb::Event::Stored(number))));
+            }
+        };
+        self.parts
+            .store
+            .enqueue_sync(delete, put, root, Box::new(told));
     }
 
     /// The answer to the change, if any, is known now.
     fn store_fresh(&mut self) {
-        let Some(Fresh {
-            number,
-            mut change,
-            done,
-        }) = self.fresh.take()
-        else {
+        let Some(Fresh { mut change, done }) = self.fresh.take() else {
             return;
         };
-        let failure = self.failure(number);
         let announcer = self.parts.announcer.clone();
-        let own = done.is_some();
-        let tell = !own || (self.parts.relevant)(&change.effects);
-        let copy = tell.then(|| Box::new(change.clone()));
-        change.effects = Effects::default();
-        self.parts.store.enqueue(
-            change,
-            Box::new(move |stored| {
-                if stored.is_err() {
-                    failure();
-                }
-                match done {
-                    Some((done, applied)) => {
-                        answer(stored.map(|()| applied), copy, &announcer, done);
+        let relevant = (self.parts.relevant)(&change.effects);
+        match done {
+            Some((done, applied)) => {
+                let copy = Box::new(change.clone());
+                change.effects = Effects::default();
+                let told = move |stored: Result<(), Error>| match stored {
+                    Ok(()) => answer(applied, copy, relevant, &announcer, done),
+                    // Refused, but memory and the other nodes have it.
+                    Err(err) => {
+                        let effects = copy.effects.clone();
+                        announcer.forget(copy);
+                        announcer.announce(effects);
+                        done(Err(err));
                     }
-                    None => copy
-                        .into_iter()
-                        .for_each(|change| announcer.foreign(change)),
-                }
-            }),
-        );
+                };
+                self.parts.store.enqueue(change, Box::new(told));
+            }
+            None => {
+                announcer.forget(Box::new(change.clone()));
+                let effects = std::mem::take(&mut change.effects);
+                let told = move |_: Result<(), Error>| {
+                    if relevant {
+                        announcer.announce(effects);
+                    }
+                };
+                self.parts.store.enqueue(change, Box::new(told));
+            }
+        }
     }
 
     /// The new tree is told of when everything before it was.
@@ -203,27 +182,21 @@ impl Database {
 /// Answers a change that came through this node and announces it. Runs on the store's thread, in
 /// the order of the changes.
 fn answer(
-    result: Result<Applied, Error>,
-    announce: Option<Box<Change>>,
+    applied: Applied,
+    change: Box<Change>,
+    relevant: bool,
     announcer: &Announcer,
     done: Done,
 ) {
-    match announce {
-        Some(change) if result.is_ok() && change.changes_names() => {
-            let keep = announcer.promise(change);
-            done(result);
-            keep();
-        }
-        Some(change) if result.is_ok() => {
-            announcer.announce(change.effects);
-            done(result);
-        }
-        Some(change) => {
-            // The caller was refused, but memory and the other nodes have it.
-            announcer.foreign(change);
-            done(result);
-        }
-        None => done(result),
+    if !relevant {
+        done(Ok(applied));
+    } else if change.changes_names() {
+        let keep = announcer.promise(change);
+        done(Ok(applied));
+        keep();
+    } else {
+        announcer.announce(change.effects);
+        done(Ok(applied));
     }
 }
 
@@ -234,11 +207,7 @@ impl Surroundings<Dcdb<Host>> for Database {
                 self.store_fresh();
                 match *write {
                     Write::Change(change) => {
-                        self.fresh = Some(Fresh {
-                            number,
-                            change,
-                            done: None,
-                        });
+                        self.fresh = Some(Fresh { change, done: None });
                     }
                     Write::Sync(sync) => self.store_sync(number, sync),
                 }
@@ -247,11 +216,8 @@ impl Surroundings<Dcdb<Host>> for Database {
                 self.store_fresh();
                 self.replaced();
             }
-            dcdb::Action::ResumeStore => {
-                self.store_fresh();
-                self.failures_over += 1;
-                self.parts.store.resume();
-            }
+            // The answer to a failure, of which the store tells none.
+            dcdb::Action::ResumeStore => {}
             dcdb::Action::ExportCorosyncConf { notify } => self.parts.chores.export(notify),
         }
     }

@@ -13,7 +13,7 @@ use super::database::{Database, Host};
 use super::group::{Group, Request, Surroundings};
 use super::inbox::{Inbox, wait};
 use super::logs::log;
-use super::{Command, GroupName, Overview, RrdSink};
+use super::{Command, GroupName, Overview};
 use crate::corosync::quorum::Quorum;
 use crate::dcdb::{self, Dcdb};
 use crate::dfsm::{Application, Event, Level, Now, Refusal, Ticket};
@@ -30,15 +30,11 @@ const SEND_RETRY: Duration = Duration::from_millis(1);
 const STOP_LIMIT: Duration = Duration::from_secs(2);
 
 /// What stands around the node status.
-pub(super) struct NodeStatus {
-    pub rrd: RrdSink,
-}
+pub(super) struct NodeStatus;
 
 impl Surroundings<Kvstore> for NodeStatus {
-    fn act(&mut self, action: kvstore::Action) {
-        let kvstore::Action::Rrd { key, data } = action;
-        (self.rrd)(&key, &data);
-    }
+    /// Round-robin data are handed on by the status itself.
+    fn act(&mut self, _action: kvstore::Action) {}
 
     /// Nobody waits for the result of a status message.
     fn reply(&mut self, _ticket: Ticket, _result: Result<(), Refusal>) {}

@@ -57,9 +57,6 @@ pub const VERIFY_EVERY: Duration = Duration::from_secs(3600);
 /// Longest wait of a writer (`--write-timeout`).
 pub const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Takes round-robin data of other nodes: key (without `rrd/`) and value. Must not wait.
-pub type RrdSink = Arc<dyn Fn(&[u8], &[u8]) + Send + Sync>;
-
 type Observers = Arc<Mutex<Vec<Arc<dyn Observer>>>>;
 
 /// What a node of a cluster is made of.
@@ -72,7 +69,6 @@ pub struct Parts {
     pub status: Arc<Status>,
     /// Address the node's name resolved to; announced as `nodeip`.
     pub node_ip: String,
-    pub rrd: RrdSink,
     /// The host's corosync.conf.
     pub host_conf: PathBuf,
     pub write_timeout: Duration,
@@ -293,7 +289,7 @@ impl Prepared {
             ),
             kvstore: Group::new(
                 Machine::new(kvstore, kv_config),
-                NodeStatus { rrd: parts.rrd },
+                NodeStatus,
                 pid,
                 driver::requests(jobs.clone(), GroupName::Kvstore),
             ),

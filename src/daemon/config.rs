@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
+use crate::rrd;
+
 /// Everything the daemon is told from outside.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
@@ -24,6 +26,10 @@ pub struct Config {
     pub runtime_dir: PathBuf,
     /// Pid file: `/run/pve-cluster.pid`, or inside `--runtime-dir` if that was given.
     pub pid_file: PathBuf,
+    /// Round-robin files, `/var/lib/rrdcached/db`.
+    pub rrd_dir: PathBuf,
+    /// Where rrdcached listens, `/var/run/rrdcached.sock`.
+    pub rrdcached_socket: PathBuf,
     /// libqb service name, `pve2`.
     pub ipc_name: String,
     /// Node name instead of the host name.
@@ -93,6 +99,16 @@ fn command() -> Command {
             "runtime-dir",
             "Directory of the restart flag (and pid file)",
             RUNTIME_DIR,
+        ))
+        .arg(path_arg(
+            "rrd-dir",
+            "Base directory of the round-robin files",
+            rrd::BASE_DIR,
+        ))
+        .arg(path_arg(
+            "rrdcached",
+            "Socket of rrdcached",
+            rrd::RRDCACHED_SOCKET,
         ))
         .arg(
             Arg::new("ipc-name")
@@ -204,6 +220,8 @@ fn check(matches: &ArgMatches) -> Parsed {
         database: path("database"),
         runtime_dir,
         pid_file,
+        rrd_dir: path("rrd-dir"),
+        rrdcached_socket: path("rrdcached"),
         ipc_name,
         node_name,
         node_ip: matches.get_one::<IpAddr>("node-ip").copied(),
@@ -258,6 +276,8 @@ mod tests {
             Path::new("/run/pve-cluster/cfs-restart-flag")
         );
         assert_eq!(c.pid_file, Path::new("/run/pve-cluster.pid"));
+        assert_eq!(c.rrd_dir, Path::new("/var/lib/rrdcached/db"));
+        assert_eq!(c.rrdcached_socket, Path::new("/var/run/rrdcached.sock"));
         assert_eq!(c.ipc_name, "pve2");
     }
 

@@ -19,6 +19,7 @@ use crate::ipc::service::{ConfigService, Pending, StatusReplica};
 use crate::memdb::{Tree, TreePath};
 use crate::replica::local::Clock;
 use crate::replica::{Announcer, SharedTree};
+use crate::rrd::{Rrd, RrdHandle};
 use crate::status::Status;
 use crate::store::{Store, StoreHandle};
 
@@ -35,6 +36,7 @@ pub struct Node {
     replication: Replication,
     announcer: Arc<Announcer>,
     store: StoreHandle,
+    rrd: RrdHandle,
     /// Released last.
     _lock: super::files::Lock,
 }
@@ -52,6 +54,13 @@ impl Node {
         let clock: Clock = Arc::new(|| unix_time(SystemTime::now()));
         let starttime = lock.start_time();
         let status = Arc::new(Status::new(&node_name, u64::from(starttime), first_pid));
+        let rrd = Rrd::start(config.rrd_dir.clone(), config.rrdcached_socket.clone()).map_err(
+            |source| StartError::Thread {
+                name: "rrd",
+                source,
+            },
+        )?;
+        status.set_rrd_files(Arc::new(rrd.clone()));
 
         let (store, tree) = open_database(config, &clock)?;
         let local = is_local(config, &tree);
@@ -79,7 +88,7 @@ impl Node {
         let replication = if local {
             Replication::local(common)
         } else {
-            Replication::cluster(common, node_ip, Arc::new(|_, _| ()))?
+            Replication::cluster(common, node_ip)?
         };
         let dots = StatusDots {
             status: status.clone(),
@@ -123,6 +132,7 @@ impl Node {
             replication,
             announcer,
             store,
+            rrd,
             _lock: lock,
         })
     }
@@ -144,6 +154,7 @@ impl Node {
                 "the database does not finish within {STORE_LIMIT:?}; what was acknowledged is in its log"
             );
         }
+        self.rrd.stop();
         self.announcer.stop();
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::StartError;
-use crate::cluster::{self, Cluster, ClusterReplica, Prepared, RrdSink};
+use crate::cluster::{self, Cluster, ClusterReplica, Prepared};
 use crate::ipc::service::{NoPeers, StatusReplica};
 use crate::replica::local::{Clock, Parts};
 use crate::replica::{Announcer, LocalReplica, Observer, Replica, SharedTree};
@@ -57,7 +57,7 @@ impl Replication {
     }
 
     /// A node of a cluster, not quorate until corosync says so.
-    pub fn cluster(common: Common, node_ip: IpAddr, rrd: RrdSink) -> Result<Self, StartError> {
+    pub fn cluster(common: Common, node_ip: IpAddr) -> Result<Self, StartError> {
         let Common {
             tree,
             store,
@@ -73,7 +73,6 @@ impl Replication {
             clock,
             status,
             node_ip: node_ip.to_string(),
-            rrd,
             host_conf: HOST_COROSYNC_CONF.into(),
             write_timeout: cluster::WRITE_TIMEOUT,
             verify_every: Some(cluster::VERIFY_EVERY),

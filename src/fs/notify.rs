@@ -113,9 +113,14 @@ impl Notifier {
             // A lock that expired is removed by setting its time; the kernel does not know.
             change.put.is_none() && removed.path.is_below_lock_dir()
         });
+        let mut settled = None;
         for (dir, name) in self.names(change) {
-            self.kernel
-                .inval_entry(dir, if unlocked { &name } else { NEVER });
+            if unlocked {
+                self.kernel.inval_entry(dir, &name);
+            } else if settled != Some(dir) {
+                self.kernel.inval_entry(dir, NEVER);
+                settled = Some(dir);
+            }
         }
     }
 
@@ -196,5 +201,170 @@ impl crate::replica::Barrier for Notifier {
 
     fn quorum_changed(&self) {
         Notifier::quorum_changed(self);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use parking_lot::{Mutex, RwLock};
+
+    use super::*;
+    use crate::memdb::{Op, Stamp, Tree};
+    use crate::replica::Observer;
+
+    /// Writes down what the kernel is told.
+    #[derive(Default)]
+    struct Notes(Mutex<Vec<String>>);
+
+    impl Kernel for Notes {
+        fn inval_attr(&self, ino: Ino) {
+            self.0.lock().push(format!("attr {ino}"));
+        }
+
+        fn inval_content(&self, ino: Ino) {
+            self.0.lock().push(format!("content {ino}"));
+        }
+
+        fn inval_entry(&self, dir: Ino, name: &[u8]) {
+            let name = String::from_utf8_lossy(name).into_owned();
+            self.0.lock().push(format!("entry {dir} {name}"));
+        }
+    }
+
+    struct Fixture {
+        notes: Arc<Notes>,
+        inodes: Arc<Inodes>,
+        tree: SharedTree,
+        notifier: Notifier,
+    }
+
+    impl Fixture {
+        /// Directory `d` (inode 2) with the file `f` (3).
+        fn new() -> Self {
+            let mut tree = Tree::new();
+            tree.set_version_for_test(1);
+            let (tree, inodes) = (Arc::new(RwLock::new(tree)), Inodes::new());
+            let notes = Arc::new(Notes::default());
+            let notifier = Notifier::new(notes.clone(), inodes.clone(), tree.clone());
+            let fixture = Fixture {
+                notes,
+                inodes,
+                tree,
+                notifier,
+            };
+            fixture.apply(Op::Mkdir { path: path("d") });
+            fixture.apply(Op::Create { path: path("d/f") });
+            fixture
+        }
+
+        fn apply(&self, op: Op) -> Change {
+            let stamp = Stamp {
+                writer: 1,
+                mtime: 5,
+            };
+            let change = self.tree.write().apply(&op, stamp, 5).unwrap();
+            self.inodes.applied(&change);
+            change
+        }
+
+        fn notes(&self) -> Vec<String> {
+            std::mem::take(&mut self.notes.0.lock())
+        }
+    }
+
+    fn path(path: &str) -> TreePath {
+        TreePath::new(path.as_bytes())
+    }
+
+    #[test]
+    fn foreign_changes_are_forgotten_name_first() {
+        let fixture = Fixture::new();
+        let told = |op: Op| {
+            fixture.notifier.invalidate(&fixture.apply(op));
+            fixture.notes()
+        };
+        assert_eq!(
+            told(Op::Create { path: path("d/g") }),
+            ["entry 2 g", "content 2", "content 4"]
+        );
+        let write = Op::Write {
+            path: path("d/g"),
+            offset: 0,
+            data: vec![1],
+            truncate: false,
+        };
+        assert_eq!(told(write), ["entry 2 /", "content 4"]);
+        assert_eq!(
+            told(Op::Rename {
+                from: path("d/g"),
+                to: path("d/f")
+            }),
+            [
+                "entry 2 f",
+                "content 2",
+                "entry 2 g",
+                "content 2",
+                "content 4"
+            ]
+        );
+        assert_eq!(
+            told(Op::Delete { path: path("d/f") }),
+            ["entry 2 f", "content 2", "content 4"]
+        );
+        assert_eq!(
+            told(Op::Mkdir { path: path("e") }),
+            ["entry 1 e", "content 1", "content 8"]
+        );
+    }
+
+    #[test]
+    fn own_changes_only_wait_for_the_directory() {
+        let fixture = Fixture::new();
+        let told = |op: Op| {
+            fixture.notifier.settle(&fixture.apply(op));
+            fixture.notes()
+        };
+        let write = Op::Write {
+            path: path("d/f"),
+            offset: 0,
+            data: vec![1],
+            truncate: false,
+        };
+        assert_eq!(told(write), [""; 0]);
+        let rename = Op::Rename {
+            from: path("d/f"),
+            to: path("d/g"),
+        };
+        assert_eq!(told(rename), ["entry 2 /"]);
+        let away = Op::Rename {
+            from: path("d/g"),
+            to: path("g"),
+        };
+        assert_eq!(told(away), ["entry 1 /", "entry 2 /"]);
+        assert_eq!(told(Op::Delete { path: path("g") }), ["entry 1 /"]);
+        for dir in ["priv", "priv/lock", "priv/lock/x"] {
+            fixture.apply(Op::Mkdir { path: path(dir) });
+        }
+        // Expired: the kernel did not ask for it to be removed.
+        let lock_dir = fixture.tree.read().lookup(&path("priv/lock")).unwrap();
+        let unlock = Op::Delete {
+            path: path("priv/lock/x"),
+        };
+        assert_eq!(told(unlock), [format!("entry {lock_dir} x")]);
+    }
+
+    #[test]
+    fn quorum_concerns_everything_the_kernel_knows() {
+        let fixture = Fixture::new();
+        fixture.inodes.lock().refer(2);
+        fixture.inodes.lock().refer(3);
+        fixture.notifier.quorum_changed();
+        let is_barrier = |note: &String| note.starts_with("entry");
+        let (mut barriers, notes): (Vec<_>, Vec<_>) =
+            fixture.notes().into_iter().partition(is_barrier);
+        barriers.sort();
+        assert_eq!(barriers, ["entry 1 /", "entry 2 /"]);
+        assert_eq!(notes.iter().filter(|note| *note == "attr 3").count(), 2);
+        assert_eq!(notes.len(), 2 * (2 + Link::ALL.len()));
     }
 }

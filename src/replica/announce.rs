@@ -50,8 +50,8 @@ enum Job {
     Change(Box<Change>),
     /// Announce only, in turn.
     Effects(Effects),
-    /// Have the kernel forget what the change touched, then announce its effects.
-    Foreign(Box<Change>),
+    /// Have the kernel forget what the change touched.
+    Forget(Box<Change>),
     /// Have the kernel forget the differences, then tell of the new tree.
     Replaced(Vec<Change>, Waiter),
     Quorum,
@@ -155,10 +155,12 @@ impl Announcer {
         move || shared.push(Job::Change(change))
     }
 
-    /// A change of another node, or of this one whose caller was told that it is unknown.
-    pub fn foreign(&self, change: Box<Change>) {
+    /// A change of another node, or of this one whose caller was told that it is unknown: the kernel
+    /// forgets what it touched. To be called at once, for readers; its effects are announced later,
+    /// in turn.
+    pub fn forget(&self, change: Box<Change>) {
         self.shared.promised.fetch_add(1, SeqCst);
-        self.shared.push(Job::Foreign(change));
+        self.shared.push(Job::Forget(change));
     }
 
     /// The tree was replaced by another one. `differences` are what the kernel has to forget; their
@@ -223,9 +225,8 @@ fn announce_loop(shared: &Shared) {
                 barrier.inspect(|barrier| barrier.settle(&change));
                 (shared.sink)(&change.effects);
             }
-            Some(Job::Foreign(change)) => {
+            Some(Job::Forget(change)) => {
                 barrier.inspect(|barrier| barrier.invalidate(&change));
-                (shared.sink)(&change.effects);
             }
             Some(Job::Replaced(changes, tell)) => {
                 if let Some(barrier) = barrier {
@@ -375,7 +376,8 @@ mod tests {
         let (announcer, count) = announcer();
         let (open, gate) = mpsc::channel();
         announcer.set_barrier(Arc::new(Gate(Mutex::new(gate))));
-        announcer.foreign(change());
+        announcer.forget(change());
+        announcer.announce(Effects::default());
         assert!(announcer.pending());
         let seen = count.clone();
         let (tx, rx) = mpsc::channel();

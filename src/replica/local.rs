@@ -59,7 +59,7 @@ impl LocalReplica {
     }
 
     /// Applies and queues for the store in one go under the tree's lock, so that the database gets
-    /// the changes in the order in which memory got them.
+    /// the changes in the order in which memory got them. Then writes what is queued.
     fn apply(&self, op: &Op, done: Done) {
         let now = (self.parts.clock)();
         let mut tree = self.parts.tree.write();
@@ -81,10 +81,12 @@ impl LocalReplica {
             inode: change.inode,
         };
         let announcer = self.parts.announcer.clone();
-        self.parts.store.enqueue(
+        let queued = self.parts.store.queue(
             change,
             Box::new(move |stored| finish(stored.map(|()| applied), announce, &announcer, done)),
         );
+        drop(tree);
+        queued.write();
     }
 
     /// Somebody has to be told: the clients that compare versions, or the kernel about a lock that
@@ -111,7 +113,7 @@ impl Replica for LocalReplica {
     }
 }
 
-/// Answers and announces. Runs on the store's thread, in the order of the changes.
+/// Answers and announces. Runs in the order of the changes, on whichever thread writes them.
 fn finish(
     result: Result<Applied, Error>,
     announce: Option<Box<Change>>,

@@ -15,6 +15,12 @@ const GUEST_KEYS: [&str; 2] = ["pve-vm-9.0", "pve2.3-vm"];
 /// A dump is given out again for this many seconds.
 const CACHE: u32 = 2;
 
+/// Takes every accepted value on to its file.
+pub trait RrdSink: Send + Sync {
+    /// `key` without `rrd/`, whatever it is; `value` as sent. Must not wait.
+    fn submit(&self, key: &[u8], value: &[u8], now: u32);
+}
+
 #[derive(Debug)]
 struct Entry {
     /// Text up to the first NUL.

@@ -1,8 +1,8 @@
 //! All status services of a node behind one door.
 #![forbid(unsafe_code)]
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 use tracing::{debug, info, warn};
@@ -12,7 +12,7 @@ use super::guests::{GuestMap, Guests};
 use super::json::push_u64;
 use super::kvstore::{self, KvTable};
 use super::members::{ClusterInfo, Members};
-use super::rrd_data::RrdTable;
+use super::rrd_data::{RrdSink, RrdTable};
 use super::versions::{FileVersions, tracked};
 use crate::memdb::{Effects, GuestEvent, ROOT_INODE, Tree};
 
@@ -85,6 +85,7 @@ pub struct Status {
     // The locks are never held together.
     core: Mutex<Core>,
     rrd: Mutex<RrdTable>,
+    rrd_files: OnceLock<Arc<dyn RrdSink>>,
     log: Mutex<ClusterLog>,
 }
 
@@ -108,6 +109,7 @@ impl Status {
                 vmlist_text: Text::default(),
             }),
             rrd: Mutex::new(RrdTable::default()),
+            rrd_files: OnceLock::new(),
             log: Mutex::new(ClusterLog::new()),
         };
         // Log entries have the low 32 bits of the time.
@@ -125,6 +127,13 @@ impl Status {
     /// Name of this node.
     pub fn node(&self) -> &str {
         &self.node
+    }
+
+    /// From now on every accepted round-robin value, of this node and of others, is given to
+    /// `files`, too (status.md 9.1). The first call decides.
+    pub fn set_rrd_files(&self, files: Arc<dyn RrdSink>) {
+        // A second one would be a mistake of the daemon's start, and harmless.
+        let _ = self.rrd_files.set(files);
     }
 
     // ---- quorum ----
@@ -326,6 +335,9 @@ impl Status {
 
     fn set_rrd(&self, key: &[u8], value: &[u8], now: u32) -> Result<(), SetError> {
         if self.rrd.lock().set(key, value, now) {
+            if let Some(files) = self.rrd_files.get() {
+                files.submit(key, value, now);
+            }
             return Ok(());
         }
         warn!(target: DOMAIN, "malformed RRD data for key '{}'", key.escape_ascii());

@@ -1,303 +1,188 @@
-//! The thread that owns the database: group commit.
+//! The store thread: what takes long (large groups, checkpoints) and what has to wait (locks of
+//! other processes, a full disk).
 #![forbid(unsafe_code)]
 
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
-use rusqlite::Connection;
-
 use super::DOMAIN;
-use super::commit::Writer;
+use super::db::Db;
 use super::open::{Store, sqlite_text};
-use crate::memdb::{Change, Error, Inode, RootRow, Row};
+use super::queue::{Pending, Shared, StoreHandle, Turn};
+use super::trouble::{Patience, Trouble};
 
-/// Called exactly once: the change is in the database, or never will be ([`Error::Io`]).
-pub type Ticket = Box<dyn FnOnce(Result<(), Error>) + Send>;
-
-/// Pages in the log from which on it is moved into the database (SQLite's own default).
-const CHECKPOINT_PAGES: usize = 1000;
-
-/// What a synchronisation changes: one transaction of its own.
-pub(super) struct SyncRows {
-    pub delete: Vec<Inode>,
-    pub put: Vec<Row>,
-    /// `None`: the version row stays as it is.
-    pub root: Option<RootRow>,
-}
-
-enum Write {
-    Change(Change),
-    Sync(SyncRows),
-    /// Ends what a failed synchronisation began.
-    Resume,
-    /// Nothing: its turn is what counts.
-    Nothing,
-}
-
-struct Pending {
-    write: Write,
-    ticket: Ticket,
-}
-
-impl Pending {
-    fn change(&self) -> Option<&Change> {
-        match &self.write {
-            Write::Change(change) => Some(change),
-            Write::Sync(_) | Write::Resume | Write::Nothing => None,
-        }
-    }
-
-    /// Calls the ticket. One that panics must not take the database from all the others.
-    fn answer(self, result: Result<(), Error>) {
-        if catch_unwind(AssertUnwindSafe(|| (self.ticket)(result))).is_err() {
-            log::error!(target: DOMAIN, "the answer to a change panicked");
-        }
-    }
-}
-
-#[derive(Default)]
-struct Queue {
-    waiting: Vec<Pending>,
-    /// The thread has taken changes and not yet answered all of their tickets.
-    busy: bool,
-    /// Nothing more is accepted; what waits is still written.
-    closing: bool,
-    /// The thread has ended.
-    ended: bool,
-}
-
-struct Shared {
-    queue: Mutex<Queue>,
-    /// Changes are waiting, or the end is asked for.
-    work: Condvar,
-    /// The queue ran empty, or the thread has ended.
-    quiet: Condvar,
-    errors: Arc<AtomicBool>,
-}
-
-/// Hands changes to the store thread. Cheap to clone.
-#[derive(Clone)]
-pub struct StoreHandle(Arc<Shared>);
+/// The read lock that a burst of transactions keeps is given back when none came for so long.
+const IDLE: Duration = Duration::from_millis(50);
 
 impl Store {
     /// Starts the thread that writes to this database.
     ///
     /// # Errors
-    /// If the thread cannot be made.
+    /// If the thread cannot be made, or the statements.
     pub fn spawn(self) -> io::Result<StoreHandle> {
-        let shared = Arc::new(Shared {
-            queue: Mutex::default(),
-            work: Condvar::new(),
-            quiet: Condvar::new(),
-            errors: Arc::default(),
-        });
-        let for_thread = Arc::clone(&shared);
+        self.spawn_with(Patience::default())
+    }
+
+    pub(super) fn spawn_with(self, patience: Patience) -> io::Result<StoreHandle> {
+        let (conn, path) = self.into_parts();
+        let db = Db::new(conn).map_err(|error| io::Error::other(sqlite_text(&error)))?;
+        let shared = Arc::new(Shared::new(db));
+        let worker = Worker {
+            shared: Arc::clone(&shared),
+            path,
+            patience,
+        };
         std::thread::Builder::new()
             .name("store".to_owned())
-            .spawn(move || for_thread.run(self.conn))?;
+            .spawn(move || worker.run())?;
         Ok(StoreHandle(shared))
     }
 }
 
-impl StoreHandle {
-    /// Queues a change; never waits. All changes that wait together become one transaction, in
-    /// order; then their tickets are called in that order, on the store thread.
-    pub fn enqueue(&self, change: Change, ticket: Ticket) {
-        self.push(Write::Change(change), ticket);
-    }
-
-    /// Queues the result of a synchronisation, in order with the changes: rows that are gone, rows
-    /// that are new or different, and the version row, in a transaction of their own. If that
-    /// fails, everything behind it is refused until [`StoreHandle::resume`], and the database is as
-    /// if the synchronisation had not begun: unlike a failed change this is no lasting error.
-    pub fn enqueue_sync(
-        &self,
-        delete: Vec<Inode>,
-        put: Vec<Row>,
-        root: Option<RootRow>,
-        ticket: Ticket,
-    ) {
-        self.push(Write::Sync(SyncRows { delete, put, root }), ticket);
-    }
-
-    /// What is queued from now on is written again after a synchronisation that could not be: what
-    /// is in memory is what is in the database.
-    pub fn resume(&self) {
-        self.push(Write::Resume, Box::new(|_| ()));
-    }
-
-    /// Calls `ticket` when everything queued so far was written or refused; in its turn, with the
-    /// result that a change would have had.
-    pub fn after(&self, ticket: Ticket) {
-        self.push(Write::Nothing, ticket);
-    }
-
-    fn push(&self, write: Write, ticket: Ticket) {
-        let mut queue = self.0.queue.lock();
-        if queue.closing || queue.ended {
-            drop(queue);
-            ticket(Err(Error::Io));
-            return;
-        }
-        queue.waiting.push(Pending { write, ticket });
-        // While the thread is busy it looks by itself before it sleeps.
-        if !queue.busy {
-            self.0.work.notify_one();
-        }
-    }
-
-    /// Waits until everything queued so far is written (or refused) and its tickets were called.
-    pub fn flush(&self) {
-        let mut queue = self.0.queue.lock();
-        while (queue.busy || !queue.waiting.is_empty()) && !queue.ended {
-            self.0.quiet.wait(&mut queue);
-        }
-    }
-
-    /// Writes what waits, closes the database (which removes its log) and ends the thread. True if
-    /// that was done within `limit`; if not, it goes on in the background, and everything
-    /// acknowledged is in the log already.
-    pub fn shutdown(&self, limit: Duration) -> bool {
-        let end = Instant::now() + limit;
-        let mut queue = self.0.queue.lock();
-        queue.closing = true;
-        self.0.work.notify_one();
-        while !queue.ended {
-            if self.0.quiet.wait_until(&mut queue, end).timed_out() {
-                return queue.ended;
-            }
-        }
-        true
-    }
-
-    /// Has a write failed? Then no change may be accepted any more.
-    pub fn failed(&self) -> bool {
-        self.0.errors.load(Ordering::Acquire)
-    }
-
-    /// The errors flag (database.md 9): set once a write has failed, never cleared. From then on
-    /// memory and database differ and no change may be accepted.
-    pub fn errors(&self) -> Arc<AtomicBool> {
-        Arc::clone(&self.0.errors)
-    }
+/// What the thread does next.
+enum Job {
+    Write,
+    Checkpoint,
+    ReleaseSnapshot,
+    End,
 }
 
-impl Shared {
-    fn run(&self, conn: Connection) {
+struct Worker {
+    shared: Arc<Shared>,
+    path: PathBuf,
+    patience: Patience,
+}
+
+impl Worker {
+    fn run(&self) {
         // However the thread ends: nobody waits for it any longer.
-        let _guard = Ending(self);
-        match Writer::new(&conn) {
-            Ok(writer) => self.serve(&conn, writer),
-            Err(error) => self.failed(&error),
-        }
-        if let Err((_, error)) = conn.close() {
-            log::error!(target: DOMAIN, "closing the database failed: {}", sqlite_text(&error));
-        }
-    }
-
-    fn serve(&self, conn: &Connection, mut writer: Writer<'_>) {
+        let _guard = Ending(&self.shared);
         let mut batch: Vec<Pending> = Vec::new();
-        let mut pages = 0;
-        // A synchronisation failed: memory has gone on from there, the database has not.
-        let mut astray = false;
-        while self.next(&mut batch) {
-            while !batch.is_empty() {
-                let changes = batch.iter().take_while(|p| p.change().is_some()).count();
-                let part = &batch[..changes.max(1)];
-                let result = self.write(&mut writer, part, &mut astray);
-                for pending in batch.drain(..changes.max(1)) {
-                    pending.answer(result.map(drop));
+        loop {
+            match self.next(&mut batch) {
+                Job::Write => self.persist(&mut batch),
+                Job::Checkpoint => self.with_db(|db| {
+                    if let Err(error) = db.checkpoint() {
+                        let text = sqlite_text(&error);
+                        log::warn!(target: DOMAIN, "checkpoint failed: {text}");
+                    }
+                }),
+                Job::ReleaseSnapshot => self.with_db(Db::release_snapshot),
+                Job::End => break,
+            }
+        }
+        let db = self.shared.db.lock().take();
+        if let Some(Err(error)) = db.map(Db::close) {
+            let text = sqlite_text(&error);
+            log::error!(target: DOMAIN, "closing the database failed: {text}");
+        }
+    }
+
+    fn with_db(&self, job: impl FnOnce(&mut Db)) {
+        if let Some(db) = &mut *self.shared.db.lock() {
+            job(db);
+        }
+    }
+
+    /// Waits for something to do, and takes the turn for it. The turn is given back while waiting.
+    fn next(&self, batch: &mut Vec<Pending>) -> Job {
+        let mut state = (false, false, false);
+        self.with_db(|db| {
+            state = (
+                db.has_fresh_log(),
+                db.wants_checkpoint(),
+                db.holds_snapshot(),
+            );
+        });
+        let mut queue = self.shared.queue.lock();
+        if queue.turn == Turn::Thread {
+            // Whoever else has the turn says so when giving it back.
+            queue.fresh_log = state.0;
+            queue.checkpoint = state.1;
+            queue.snapshot = state.2;
+        }
+        loop {
+            if queue.turn != Turn::Inline {
+                // The checkpoint first: under load there is always something waiting.
+                let job = if queue.checkpoint {
+                    Some(Job::Checkpoint)
+                } else if !queue.waiting.is_empty() {
+                    std::mem::swap(&mut queue.waiting, batch);
+                    Some(Job::Write)
+                } else if queue.closing {
+                    Some(Job::End)
+                } else {
+                    None
+                };
+                if let Some(job) = job {
+                    queue.turn = Turn::Thread;
+                    return job;
                 }
-                pages += result.unwrap_or(0);
+                queue.turn = Turn::Free;
+                self.shared.quiet.notify_all();
             }
-            // Only now: nobody waits for it but the next change.
-            if pages >= CHECKPOINT_PAGES {
-                pages = 0;
-                checkpoint(conn);
+            if !queue.snapshot {
+                self.shared.work.wait(&mut queue);
+                continue;
+            }
+            let seen = queue.commits;
+            let idle = self.shared.work.wait_for(&mut queue, IDLE).timed_out();
+            if idle && queue.commits == seen && queue.turn == Turn::Free {
+                queue.turn = Turn::Thread;
+                return Job::ReleaseSnapshot;
             }
         }
     }
 
-    /// Writes some changes, or the one other thing in `part`. Returns about how many pages that put
-    /// into the log.
-    fn write(
+    /// Writes the batch and whatever comes meanwhile, however long that takes.
+    fn persist(&self, batch: &mut Vec<Pending>) {
+        let mut trouble: Option<Trouble> = None;
+        while let Err(error) = self.shared.write(batch) {
+            let trouble = trouble.get_or_insert_with(|| Trouble::new(&self.path, &self.patience));
+            if !self.endure(trouble, &error, batch) {
+                trouble.give_up(batch.len());
+                batch.clear();
+                return;
+            }
+        }
+        if let Some(trouble) = trouble {
+            self.shared.errors.store(false, Ordering::Release);
+            trouble.is_over(batch.len());
+        }
+        for mut pending in batch.drain(..) {
+            pending.answer(Ok(()));
+        }
+    }
+
+    /// After a failure: refuses new changes if it is more than a short lock, answers those who
+    /// have waited long enough, pauses, and takes in what came meanwhile. False: no more attempts.
+    fn endure(
         &self,
-        writer: &mut Writer<'_>,
-        part: &[Pending],
-        astray: &mut bool,
-    ) -> Result<usize, Error> {
-        if let [
-            Pending {
-                write: Write::Resume,
-                ..
-            },
-        ] = part
-        {
-            *astray = false;
-            return Ok(0);
+        trouble: &mut Trouble,
+        error: &rusqlite::Error,
+        batch: &mut Vec<Pending>,
+    ) -> bool {
+        let state = trouble.failed(error, batch.len(), Instant::now());
+        if state.refuse_new {
+            self.shared.errors.store(true, Ordering::Release);
+            self.shared.quiet.notify_all();
         }
-        if *astray || self.errors.load(Ordering::Acquire) {
-            return Err(Error::Io);
-        }
-        if let [
-            Pending {
-                write: Write::Sync(rows),
-                ..
-            },
-        ] = part
-        {
-            return writer.sync(rows).map_err(|error| {
-                let text = sqlite_text(&error);
-                log::error!(target: DOMAIN, "writing a synchronisation failed: {text}");
-                *astray = true;
-                Error::Io
-            });
-        }
-        let changes: Vec<&Change> = part.iter().filter_map(Pending::change).collect();
-        writer.commit(changes.into_iter()).map_err(|error| {
-            self.failed(&error);
-            Error::Io
-        })
-    }
-
-    /// Waits for changes and takes all of them; false if the end is asked for and all is written.
-    fn next(&self, batch: &mut Vec<Pending>) -> bool {
-        let mut queue = self.queue.lock();
-        if queue.busy {
-            queue.busy = false;
-            if queue.waiting.is_empty() {
-                self.quiet.notify_all();
+        if let Some(answer) = state.answer {
+            for pending in batch.iter_mut() {
+                pending.answer(Err(answer));
             }
         }
-        while queue.waiting.is_empty() {
-            if queue.closing {
-                return false;
-            }
-            self.work.wait(&mut queue);
+        let mut queue = self.shared.queue.lock();
+        if queue.closing && state.answer.is_some() {
+            return false;
         }
-        std::mem::swap(&mut queue.waiting, batch);
-        queue.busy = true;
+        // Woken early by the end only.
+        self.shared.work.wait_for(&mut queue, state.pause);
+        batch.append(&mut queue.waiting);
         true
-    }
-
-    fn failed(&self, error: &rusqlite::Error) {
-        log::error!(
-            target: DOMAIN,
-            "writing to the database failed: {} - no change is accepted until restart",
-            sqlite_text(error)
-        );
-        self.errors.store(true, Ordering::Release);
-    }
-}
-
-/// Moves the log into the database as far as readers allow; the rest waits for the next time.
-fn checkpoint(conn: &Connection) {
-    if let Err(error) = conn.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(())) {
-        log::warn!(target: DOMAIN, "checkpoint failed: {}", sqlite_text(&error));
     }
 }
 
@@ -308,15 +193,15 @@ impl Drop for Ending<'_> {
     fn drop(&mut self) {
         let mut queue = self.0.queue.lock();
         queue.ended = true;
-        queue.busy = false;
+        if queue.turn == Turn::Thread {
+            queue.turn = Turn::Free;
+        }
         let left = std::mem::take(&mut queue.waiting);
         self.0.quiet.notify_all();
         drop(queue);
-        if std::thread::panicking() || !left.is_empty() {
+        if std::thread::panicking() {
             self.0.errors.store(true, Ordering::Release);
         }
-        for pending in left {
-            pending.answer(Err(Error::Io));
-        }
+        self.0.refuse(left);
     }
 }

@@ -55,7 +55,6 @@ pub fn run() {
         clock: Arc::new(now),
         status: status.clone(),
         node_ip: "10.99.0.1".into(),
-        rrd: Arc::new(|_, _| ()),
         host_conf: "/etc/corosync/corosync.conf".into(),
         write_timeout: WRITE_TIMEOUT,
         verify_every: None,

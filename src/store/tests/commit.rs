@@ -233,6 +233,41 @@ fn the_log_is_moved_into_the_database() {
     assert_eq!(loaded.tree.index(), lab.tree.index());
 }
 
+/// What is written again does not go into the log twice (the C daemon's does), and of what stays
+/// the same next to nothing goes.
+#[test]
+fn an_overwrite_logs_only_what_changes() {
+    let mut lab = Lab::new();
+    lab.put("big", &vec![1; 512 << 10]);
+    let wal = lab.dir.path().join("config.db-wal");
+    let length = || std::fs::metadata(&wal).unwrap().len();
+    let mut logged = |offset: usize, data: Vec<u8>, truncate| {
+        lab.store.flush();
+        let before = length();
+        lab.run(Op::Write {
+            path: p("big"),
+            offset: offset as u64,
+            data,
+            truncate,
+        });
+        let (_dir, loaded) = lab.after_crash();
+        assert_eq!(loaded.tree.index(), lab.tree.index());
+        (length() - before) / 4096
+    };
+    let pages = 128;
+    assert!(
+        logged(0, vec![2; 512 << 10], false) <= pages + 4,
+        "same length"
+    );
+    assert!(logged(8192, vec![3; 4096], false) <= 6, "a part of it");
+    assert!(logged(0, vec![4; 500_000], true) <= pages + 4, "shorter");
+    assert!(
+        logged(500_000, vec![5; 100], false) <= pages + 4,
+        "a little longer"
+    );
+    assert!(logged(0, vec![6; 100], true) <= pages + 4, "much shorter");
+}
+
 /// Not a limit, a number to look at: one committed change of two rows, with and without the thread.
 #[test]
 fn prints_the_time_of_a_change() {
@@ -263,7 +298,9 @@ fn prints_the_time_of_a_change() {
     for i in 0..rounds {
         let change = loaded.tree.apply_local(&op(i), 1).unwrap();
         let start = Instant::now();
-        writer.commit([change].iter()).unwrap();
+        writer
+            .commit([commit::Write::Change(&change)].into_iter())
+            .unwrap();
         times.push(start.elapsed());
     }
     print_times("overwrite of 1 KiB, transaction only", times);

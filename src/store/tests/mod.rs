@@ -1,10 +1,13 @@
 //! Tests of the store.
 
+mod beside;
 mod commit;
 mod golden;
 mod import;
+mod inline;
 mod open;
 mod sync;
+mod trouble;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -47,13 +50,36 @@ struct Lab {
 
 impl Lab {
     fn new() -> Self {
+        Lab::with(super::trouble::Patience::default())
+    }
+
+    fn with(patience: super::trouble::Patience) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (store, loaded) = Store::open(&dir.path().join("config.db"), 1000).unwrap();
         Lab {
             dir,
             tree: loaded.tree,
-            store: store.spawn().unwrap(),
+            store: store.spawn_with(patience).unwrap(),
         }
+    }
+
+    /// As [`Lab::start`], but written by this thread if the store lets it.
+    fn start_here(&mut self, op: Op) -> mpsc::Receiver<Result<(), Error>> {
+        let change = self.tree.apply_local(&op, 2000).unwrap();
+        let (tx, rx) = mpsc::channel();
+        let ticket = move |result| tx.send(result).unwrap_or(());
+        self.store.queue(change, Box::new(ticket)).write();
+        rx
+    }
+
+    fn overwrite(&mut self, path: &str, data: &[u8]) {
+        let op = Op::Write {
+            path: p(path),
+            offset: 0,
+            data: data.to_vec(),
+            truncate: true,
+        };
+        self.start_here(op).recv().unwrap().unwrap();
     }
 
     fn path(&self) -> PathBuf {
@@ -89,20 +115,45 @@ impl Lab {
 
     /// Copies the files as a power failure would leave them, and opens the copy.
     fn after_crash(&self) -> (TempDir, Loaded) {
-        let copy = tempfile::tempdir().unwrap();
-        for file in ["config.db", "config.db-wal"] {
-            let from = self.dir.path().join(file);
-            if from.exists() {
-                // Not by this process: closing the copied file would drop SQLite's locks on it.
-                let cp = Command::new("cp")
-                    .arg(from)
-                    .arg(copy.path())
-                    .status()
-                    .unwrap();
-                assert!(cp.success());
-            }
-        }
-        let (_, loaded) = Store::open(&copy.path().join("config.db"), 3000).unwrap();
-        (copy, loaded)
+        crash_copy(self.dir.path())
     }
+}
+
+/// Copies the database in `dir` as a power failure would leave it, and opens the copy.
+fn crash_copy(dir: &Path) -> (TempDir, Loaded) {
+    let copy = tempfile::tempdir().unwrap();
+    for file in ["config.db", "config.db-wal"] {
+        let from = dir.join(file);
+        if from.exists() {
+            // Not by this process: closing the copied file would drop SQLite's locks on it.
+            let cp = Command::new("cp")
+                .arg(from)
+                .arg(copy.path())
+                .status()
+                .unwrap();
+            assert!(cp.success());
+        }
+    }
+    let (_, loaded) = Store::open(&copy.path().join("config.db"), 3000).unwrap();
+    (copy, loaded)
+}
+
+/// Runs a test of this binary in a process of its own, in which [`child_dir`] is `dir`; `wrap` is a
+/// command line that ends with `exec "$@"`.
+fn child(test: &str, dir: &Path, wrap: &str) -> Command {
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", wrap, "sh"])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "--nocapture", "--test-threads=1"])
+        .arg(format!("store::tests::{test}"))
+        .env(CHILD, dir);
+    command
+}
+
+const CHILD: &str = "PMXCFS_STORE_TEST_CHILD";
+
+/// Where the child that a test started is to work; `None` in the test itself.
+fn child_dir() -> Option<PathBuf> {
+    std::env::var_os(CHILD).map(PathBuf::from)
 }

@@ -1,7 +1,5 @@
 //! The result of a synchronisation on disk.
 
-use std::sync::atomic::Ordering;
-
 use super::*;
 
 const ROOT: RootRow = RootRow {
@@ -61,32 +59,31 @@ fn rows_go_come_and_change_and_the_version_row_has_the_type_of_a_directory() {
 }
 
 #[test]
-fn a_failed_synchronisation_changes_nothing_and_is_over_with_resume() {
+fn a_synchronisation_that_cannot_be_written_waits_with_what_is_behind_it() {
     let mut lab = Lab::new();
     lab.put("before", b"x");
-    let before = lab.tree.clone();
-    rusqlite::Connection::open(lab.path())
-        .unwrap()
-        .execute_batch(
-            "CREATE TRIGGER full BEFORE INSERT ON tree WHEN NEW.name = 'bad' \
-             BEGIN SELECT RAISE(ABORT, 'disk full'); END",
-        )
-        .unwrap();
+    let disk = rusqlite::Connection::open(lab.path()).unwrap();
+    disk.execute_batch(
+        "CREATE TRIGGER full BEFORE INSERT ON tree WHEN NEW.name = 'bad' \
+         BEGIN SELECT RAISE(ABORT, 'disk full'); END",
+    )
+    .unwrap();
     let inode = lab.tree.lookup(&p("before")).unwrap();
     let failed = sync(&lab, vec![inode], vec![file(30, "good"), file(31, "bad")]);
     assert_eq!(failed.recv().unwrap(), Err(Error::Io));
-    // It was made on top of what is not there.
     let behind = lab.start(Op::Create { path: p("behind") });
     assert_eq!(behind.recv().unwrap(), Err(Error::Io));
+    // All of it or nothing.
+    assert_eq!(names(&lab.path()), ["__version__", "before"]);
+    disk.execute_batch("DROP TRIGGER full").unwrap();
+    let (tx, rx) = mpsc::channel();
+    lab.store.after(Box::new(move |_| tx.send(()).unwrap()));
+    rx.recv().unwrap();
+    lab.store.flush();
     assert_eq!(
-        sync(&lab, vec![], vec![file(32, "later")]).recv().unwrap(),
-        Err(Error::Io)
+        names(&lab.path()),
+        ["__version__", "behind", "good", "bad"]
     );
-    assert!(!lab.store.errors().load(Ordering::Acquire));
-    lab.store.resume();
-    lab.tree = before;
-    lab.put("after", b"z");
-    assert_eq!(names(&lab.path()), ["__version__", "before", "after"]);
 }
 
 #[test]
