@@ -3,11 +3,12 @@
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
-use crate::rrd;
+use crate::{cluster, rrd};
 
 /// Everything the daemon is told from outside.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,6 +37,10 @@ pub struct Config {
     pub node_name: Option<String>,
     /// Node address instead of resolving the node name.
     pub node_ip: Option<IpAddr>,
+    /// Longest wait of a writer in a cluster.
+    pub write_timeout: Duration,
+    /// Time between two checksum rounds of a cluster.
+    pub verify_every: Duration,
 }
 
 /// What the arguments ask for.
@@ -63,6 +68,15 @@ fn path_arg(long: &'static str, help: &'static str, default: &'static str) -> Ar
         .value_name("PATH")
         .help(help)
         .value_parser(value_parser!(PathBuf))
+        .default_value(default)
+}
+
+fn seconds_arg(long: &'static str, help: &'static str, default: &'static str) -> Arg {
+    Arg::new(long)
+        .long(long)
+        .value_name("S")
+        .help(help)
+        .value_parser(value_parser!(u64).range(1..=86_400))
         .default_value(default)
 }
 
@@ -130,6 +144,16 @@ fn command() -> Command {
                 .help("Node address instead of resolving the node name")
                 .value_parser(value_parser!(IpAddr)),
         )
+        .arg(seconds_arg(
+            "write-timeout",
+            "Seconds until a change that the cluster does not take ends in EBUSY",
+            "30",
+        ))
+        .arg(seconds_arg(
+            "verify-every",
+            "Seconds between two comparisons of the nodes' databases",
+            "3600",
+        ))
 }
 
 /// Parses the arguments after the program name.
@@ -184,6 +208,11 @@ fn check(matches: &ArgMatches) -> Parsed {
                 .unwrap_or_default(),
         )
     };
+    let seconds = |name: &str, default: Duration| {
+        matches
+            .get_one::<u64>(name)
+            .map_or(default, |s| Duration::from_secs(*s))
+    };
     let runtime_dir = path("runtime-dir");
     let pid_file = match matches.value_source("runtime-dir") {
         Some(clap::parser::ValueSource::CommandLine) => runtime_dir.join("pve-cluster.pid"),
@@ -225,6 +254,8 @@ fn check(matches: &ArgMatches) -> Parsed {
         ipc_name,
         node_name,
         node_ip: matches.get_one::<IpAddr>("node-ip").copied(),
+        write_timeout: seconds("write-timeout", cluster::WRITE_TIMEOUT),
+        verify_every: seconds("verify-every", cluster::VERIFY_EVERY),
     }))
 }
 
@@ -279,6 +310,8 @@ mod tests {
         assert_eq!(c.rrd_dir, Path::new("/var/lib/rrdcached/db"));
         assert_eq!(c.rrdcached_socket, Path::new("/var/run/rrdcached.sock"));
         assert_eq!(c.ipc_name, "pve2");
+        assert_eq!(c.write_timeout, cluster::WRITE_TIMEOUT);
+        assert_eq!(c.verify_every, cluster::VERIFY_EVERY);
     }
 
     #[test]
@@ -313,6 +346,8 @@ mod tests {
         assert_eq!(refused(&["--node-name", "-bad"]).1, 1);
         assert_eq!(refused(&["--node-ip", "nonsense"]).1, 1);
         assert_eq!(refused(&["--mountpoint"]).1, 1);
+        assert_eq!(refused(&["--write-timeout", "0"]).1, 1);
+        assert_eq!(refused(&["--verify-every=1h"]).1, 1);
     }
 
     #[test]
