@@ -8,6 +8,7 @@ use nix::unistd::Pid;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -404,8 +405,7 @@ impl Writer {
                 let path = format!("{dir}/f{n}");
                 let content = format!("{path}\n").repeat(1 + n % 50).into_bytes();
                 let started = Instant::now();
-                let _ = fs::create_dir(format!("/etc/pve/{dir}"));
-                let result = write_new(&format!("/etc/pve/{path}"), &content);
+                let result = write_new(&dir, &format!("f{n}"), &content);
                 written.longest = written.longest.max(started.elapsed());
                 match result {
                     Ok(()) => {
@@ -430,9 +430,16 @@ impl Writer {
     }
 }
 
-fn write_new(path: &str, content: &[u8]) -> io::Result<()> {
+/// Works on the mount only: never leaves a file where the next daemon wants to mount.
+fn write_new(dir: &str, name: &str, content: &[u8]) -> io::Result<()> {
     use std::io::Write;
-    let mut file = fs::File::create(path)?;
+    let mount = fs::File::open("/etc/pve")?;
+    if !compat_tests::daemon::is_fuse(&mount) {
+        return Err(io::Error::other("not mounted"));
+    }
+    let dir = format!("/proc/self/fd/{}/{dir}", mount.as_raw_fd());
+    let _ = fs::create_dir(&dir);
+    let mut file = fs::File::create(format!("{dir}/{name}"))?;
     file.write_all(content)?;
     Ok(())
 }
