@@ -166,7 +166,14 @@ fn locks_and_expiry(who: &Assignment) {
     std::thread::sleep(rest);
     for i in [2, 3, 1] {
         // the request is sent from node 3 for lock 2, from node 1 for lock 3, from node 2 for lock 1
-        cluster.on(i % 3 + 1, || assert_eq!(utime(&path(i), 0), denied));
+        // the lock may be gone before the request itself is answered
+        let answer = cluster.on(i % 3 + 1, || utime(&path(i), 0));
+        let gone = Err(nix::errno::Errno::ENOENT);
+        assert!(
+            answer == denied || answer == gone,
+            "{}: {answer:?}",
+            who.name
+        );
     }
     for i in 1..=3 {
         let gone = |n: usize| cluster.on(i, || !fs::exists(path(n)).unwrap());

@@ -297,9 +297,31 @@ impl Cluster {
         let name = &self.who.name;
         assert!(
             equal,
-            "{name}: {limit:?} later the nodes differ: {digests:#?}"
+            "{name}: {limit:?} later the nodes differ: {digests:#?}\n{}",
+            self.different_rows().join("\n")
         );
         took
+    }
+
+    /// Rows that not every running node has, without their data; twenty at most.
+    fn different_rows(&self) -> Vec<String> {
+        let running = self.running();
+        let mut seen: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+        for i in &running {
+            for r in dbfile::rows(&self.node(*i).database()).unwrap_or_default() {
+                let (name, size) = (String::from_utf8_lossy(&r.name), r.data.map(|d| d.len()));
+                let row = format!(
+                    "inode {} parent {} version {} writer {} mtime {} {name} {size:?}",
+                    r.inode, r.parent, r.version, r.writer, r.mtime
+                );
+                seen.entry(row).or_default().push(*i);
+            }
+        }
+        seen.into_iter()
+            .filter(|(_, nodes)| nodes.len() < running.len())
+            .map(|(row, nodes)| format!("  only on {nodes:?}: {row}"))
+            .take(20)
+            .collect()
     }
 
     /// Everything below `/etc/pve` of a node that is in the database, as its mount shows it.
