@@ -30,6 +30,8 @@ pub const VERIFY_EVERY: Duration = Duration::from_secs(5);
 pub struct Assignment {
     pub name: String,
     pub subjects: Vec<Subject>,
+    /// Is this a run by hand that may take its time?
+    pub thorough: bool,
 }
 
 impl Assignment {
@@ -37,6 +39,7 @@ impl Assignment {
         Self {
             name: "OOO".into(),
             subjects: vec![Subject::ours(); 3],
+            thorough: false,
         }
     }
 
@@ -49,6 +52,7 @@ impl Assignment {
         Self {
             name: name.into(),
             subjects: name.chars().map(subject).collect(),
+            thorough: true,
         }
     }
 
