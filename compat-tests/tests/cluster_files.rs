@@ -14,7 +14,7 @@ use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-on_assignments!(operations, locks_and_expiry, corosync_conf, probe);
+on_assignments!(operations, corosync_conf, locks_beside_probe);
 
 const AT: &str = "/etc/pve";
 
@@ -129,6 +129,14 @@ fn operations(who: &Assignment) {
     assert_eq!(tree["d2/b"].3, b"replaced");
     assert_eq!(tree["d2/large"].3, b"xxxxx");
     cluster.finish();
+}
+
+/// Both at the same time in clusters of their own: most of the first is waiting for an expiry.
+fn locks_beside_probe(who: &Assignment) {
+    std::thread::scope(|scope| {
+        scope.spawn(|| probe(who));
+        locks_and_expiry(who);
+    });
 }
 
 /// A lock belongs to the node that made it, is refreshed by it only, and ends for everybody when
