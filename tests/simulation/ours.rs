@@ -56,6 +56,16 @@ impl Ours {
         let mut actions = Vec::new();
         self.machine.handle(now, event, &mut actions);
         for action in actions {
+            let done = matches!(
+                action,
+                Action::Reply {
+                    result: Ok(Ok(_)),
+                    ..
+                }
+            );
+            if done && !self.machine.app().quorate() {
+                out.push(Effect::Broken("acknowledged without quorum"));
+            }
             self.act(action, out);
         }
     }

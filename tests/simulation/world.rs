@@ -88,8 +88,6 @@ pub struct World {
     refused: BTreeSet<usize>,
     /// Ended without a known result, so nothing is promised.
     at_risk: BTreeSet<Vec<u8>>,
-    /// Sent by a node when its part of the network had no quorum.
-    without_quorum: BTreeSet<(usize, Vec<u8>)>,
     acknowledged: usize,
     /// All nodes were synchronised with each other since their histories could part.
     formed: bool,
@@ -158,7 +156,6 @@ impl World {
             written: BTreeSet::new(),
             refused: BTreeSet::new(),
             at_risk: BTreeSet::new(),
-            without_quorum: BTreeSet::new(),
             acknowledged: 0,
             formed: false,
             era: 0,
@@ -355,14 +352,7 @@ impl World {
         let mut bytes = None;
         self.with(node, |process, _, now, out| bytes = process.send(now, out));
         if let Some(bytes) = bytes {
-            let quorate = self.cpg.order(node, &bytes);
-            if let Some(path) = path_of(&bytes) {
-                // It may be sent again, with quorum.
-                self.without_quorum.remove(&(node, path.clone()));
-                if !quorate {
-                    self.without_quorum.insert((node, path));
-                }
-            }
+            self.cpg.order(node, &bytes);
         }
     }
 
@@ -537,6 +527,7 @@ impl World {
                 match effect {
                     Effect::Reply(ticket, result) => self.reply(ticket, result)?,
                     Effect::Wish(wish) => self.wish(node, wish),
+                    Effect::Broken(text) => return Err(format!("node {node}: {text}")),
                 }
             }
         }
