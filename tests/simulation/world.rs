@@ -577,13 +577,6 @@ impl World {
         let safe = self.formed && request.era == self.era;
         let counts = safe && process.is_some_and(|p| p.is_ours() && p.members() * 2 > total);
         match (result, request.unique) {
-            (Ok(()), Some((number, true)))
-                if self
-                    .without_quorum
-                    .contains(&(request.node, unique(number).as_bytes().to_vec())) =>
-            {
-                return Err(format!("u{number} was acknowledged without quorum"));
-            }
             (Ok(()), unique) => {
                 self.acknowledged += 1;
                 match unique {
