@@ -7,6 +7,8 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)]
 
+mod checks;
+mod clients;
 mod cmodel;
 mod cpg;
 mod disk;
@@ -24,8 +26,8 @@ use world::{Plan, World};
 const HISTORY: usize = 150;
 
 fn plan(seed: u64) -> Plan {
-    let faults = number("FAULTS").unwrap_or(seed % 9) as usize;
-    let requests = number("REQUESTS").unwrap_or(30 + seed % 71) as usize;
+    let faults = number("FAULTS").unwrap_or(seed % 17) as usize;
+    let requests = number("REQUESTS").unwrap_or(50 + seed % 151) as usize;
     Plan {
         seed,
         faults,

@@ -66,6 +66,13 @@ impl Ours {
             if done && !self.machine.app().quorate() {
                 out.push(Effect::Broken("acknowledged without quorum"));
             }
+            let changed = matches!(
+                &action,
+                Action::App(dcdb::Action::Store { write, .. }) if matches!(**write, Write::Change(_))
+            );
+            if changed && !self.machine.app().quorate() {
+                out.push(Effect::Broken("changed without quorum"));
+            }
             self.act(action, out);
         }
     }
