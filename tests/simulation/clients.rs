@@ -21,14 +21,14 @@ impl World {
         let (op, unique) = self.operation(ours);
         self.tickets += 1;
         let ticket = self.tickets;
-        let stalled = self.time < self.slots[node].stalled_until;
+        // A stopped process answers nobody.
+        let since = self.time.max(self.slots[node].stalled_until);
         self.requests.insert(
             ticket,
             Request {
                 node,
                 unique,
-                since: self.time,
-                stalled,
+                since,
                 era: self.era,
             },
         );
@@ -130,14 +130,20 @@ impl World {
                 }
             }
             7..9 => {
-                self.note(|| format!("{node}: stalls for {some_time:?}"));
-                self.slots[node].stalled_until = self.time + some_time;
+                self.stall(node, some_time);
             }
             _ => {
-                let long = Duration::from_secs(40);
-                self.note(|| format!("{node}: stalls for {long:?}"));
-                self.slots[node].stalled_until = self.time + long;
+                self.stall(node, Duration::from_secs(40));
             }
+        }
+    }
+
+    fn stall(&mut self, node: usize, length: Duration) {
+        self.note(|| format!("{node}: stalls for {length:?}"));
+        let until = self.time + length;
+        self.slots[node].stalled_until = until;
+        for request in self.requests.values_mut().filter(|r| r.node == node) {
+            request.since = request.since.max(until);
         }
     }
 

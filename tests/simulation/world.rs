@@ -63,7 +63,6 @@ pub(super) struct Request {
     /// Unique file it is about, and whether it creates it.
     pub(super) unique: Option<(usize, bool)>,
     pub(super) since: Duration,
-    pub(super) stalled: bool,
     pub(super) era: usize,
 }
 
