@@ -123,7 +123,10 @@ impl World {
                 }
             }
             5..7 => {
-                if self.cpg.running(node) && self.slots[node].corosync_at.is_none() {
+                // What it had not handed on is lost, too.
+                let up = self.cpg.running(node) && self.slots[node].corosync_at.is_none();
+                if up && self.may_lose(node) {
+                    self.slots[node].fresh = true;
                     self.note(|| format!("{node}: corosync dies"));
                     self.slots[node].corosync_at = Some(self.time + some_time);
                     self.cpg.stop(node, &mut self.rng);
