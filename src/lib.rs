@@ -9,6 +9,7 @@
 //! * [`dfsm`] – ordered replication: wire messages and the state machine of a group. Pure.
 //! * [`dcdb`], [`kvstore`] – the two replicated applications: the tree, the node status. Pure.
 //! * [`status`] – members, file versions, guest list, cluster log, guest properties, tokens.
+//! * [`rrd`] – round-robin data: key types, schemas, rrdcached client, librrd; own thread.
 //! * [`ipc`] – the libqb shared-memory transport and, apart from it, the operations.
 //! * [`fs`] – the FUSE view: inodes, links, dot files, permissions, cache rules.
 //! * [`daemon`] – start and stop order, lock, pid file, restart flag, signals, logging.
@@ -17,10 +18,12 @@
 pub mod daemon;
 pub mod dcdb;
 pub mod dfsm;
+pub mod errno_text;
 pub mod fs;
 pub mod ipc;
 pub mod kvstore;
 pub mod memdb;
 pub mod replica;
+pub mod rrd;
 pub mod status;
 pub mod store;

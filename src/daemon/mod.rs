@@ -1,1 +1,56 @@
-//! daemon
+//! The process: start and stop order, lock, pid file, restart flag, signals, logging
+//! (spec: `docs/protocol/daemon.md`).
+
+pub mod address;
+pub mod config;
+pub mod dots;
+pub mod files;
+pub mod logging;
+pub mod node;
+pub mod process;
+pub mod run;
+pub mod signals;
+
+pub use config::Config;
+pub use run::run;
+
+/// Why the daemon could not start. The text is what the admin sees, after `[main] crit: `.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("Unable to read local node name")]
+    NodeName,
+    #[error(
+        "Unable to resolve node name '{0}' to a non-loopback IP address - missing entry in '/etc/hosts' or DNS?"
+    )]
+    Resolve(String),
+    #[error("Unable to get www-data group ID")]
+    Group,
+    #[error("unable to create lock '{path}': {source}")]
+    LockCreate {
+        path: String,
+        source: std::io::Error,
+    },
+    #[error("unable to acquire pmxcfs lock: {0}")]
+    Lock(std::io::Error),
+    #[error("memdb_open failed - unable to open database '{0}'")]
+    Database(String),
+    #[error("memdb_write failed - unable to import corosync.conf")]
+    Import,
+    #[error("fuse_mount error: {0}")]
+    Mount(String),
+    #[error("failed to start the file system threads: {0}")]
+    Fuse(std::io::Error),
+    #[error("qb_ipcs_create failed: {0}")]
+    Ipc(std::io::Error),
+    #[error("unable to start thread '{name}': {source}")]
+    Thread {
+        name: &'static str,
+        source: std::io::Error,
+    },
+    #[error("pipe error: {0}")]
+    Pipe(std::io::Error),
+    #[error("failed to daemonize program - {0}")]
+    Fork(std::io::Error),
+    #[error("unable to handle signals: {0}")]
+    Signals(std::io::Error),
+}

@@ -1,6 +1,15 @@
 //! The libqb shared-memory service `pve2`: [`server`] is the transport, [`service`] what it answers.
 
+mod cleanup;
+mod connection;
+mod greeting;
+pub mod handshake;
+mod log_limit;
 pub mod message;
+mod peers;
+mod reactor;
+pub mod ring;
+pub mod server;
 pub mod service;
 
 /// Who sent a request. Fixed for the life of the connection (ipc-transport.md 5).

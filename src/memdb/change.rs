@@ -77,3 +77,15 @@ pub struct Change {
     /// What to announce.
     pub effects: Effects,
 }
+
+impl Change {
+    /// False for a change of content and times only: no name was made, moved or removed.
+    pub fn changes_names(&self) -> bool {
+        // A new entry has the version as its inode; only a rename touches two paths.
+        let created = self
+            .put
+            .as_ref()
+            .is_some_and(|row| row.inode == row.version);
+        created || self.removed.is_some() || self.effects.touched.len() > 1
+    }
+}

@@ -22,10 +22,10 @@ pub enum Error {
     /// The file would grow beyond [`super::MAX_FILE_SIZE`].
     #[error("file too large")]
     TooBig,
-    /// The database failed earlier; no change is accepted until restart.
+    /// The database cannot be written; no change is accepted until it can.
     #[error("input/output error")]
     Io,
-    /// The change could not be replicated now.
+    /// The change could not be replicated now, or is not in the database yet: it may still happen.
     #[error("resource busy")]
     Busy,
 }

@@ -1,7 +1,7 @@
 //! The guest list: which VMID lives on which node (database.md 10, status.md 5).
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
 use std::sync::Arc;
 
 use super::alias::rank;
@@ -58,31 +58,29 @@ impl Tree {
     /// Builds the guest list anew from the tree. Of several configs of one VMID the newest is
     /// registered; the others are reported, never fatal.
     pub fn rebuild_guests(&mut self) -> Vec<DuplicateGuest> {
-        let mut best: BTreeMap<u32, Found> = BTreeMap::new();
-        let mut duplicates = Vec::new();
-        for found in self.guest_configs(None) {
-            match best.get(&found.vmid) {
-                None => {
-                    best.insert(found.vmid, found);
+        let mut all = self.guest_configs(None);
+        // The newest of each VMID first.
+        all.sort_by_key(|found| (found.vmid, Reverse(found.rank)));
+        let others = all.windows(2).filter(|pair| pair[0].vmid == pair[1].vmid);
+        let duplicates: Vec<DuplicateGuest> = others
+            .map(|pair| {
+                let vmid = pair[0].vmid;
+                let kept = all
+                    .iter()
+                    .find(|found| found.vmid == vmid)
+                    .unwrap_or(&pair[0]);
+                DuplicateGuest {
+                    vmid,
+                    kept: kept.path(),
+                    other: pair[1].path(),
                 }
-                Some(old) => {
-                    let (vmid, newer) = (found.vmid, found.rank > old.rank);
-                    let (kept, other) = if newer {
-                        (found.path(), old.path())
-                    } else {
-                        (old.path(), found.path())
-                    };
-                    duplicates.push(DuplicateGuest { vmid, kept, other });
-                    if newer {
-                        best.insert(vmid, found);
-                    }
-                }
-            }
-        }
+            })
+            .collect();
         self.guest_duplicates = duplicates.iter().map(|duplicate| duplicate.vmid).collect();
-        self.guests = best
+        all.dedup_by_key(|found| found.vmid);
+        self.guests = all
             .into_iter()
-            .map(|(vmid, found)| (vmid, found.guest))
+            .map(|found| (found.vmid, found.guest))
             .collect();
         duplicates
     }

@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::collections::btree_map::Entry as Slot;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;
 use std::sync::Arc;
 
@@ -248,7 +248,8 @@ impl Loader {
         }
         let mut notes = Vec::new();
         let mut tree = Tree::new();
-        tree.entries = self.entries;
+        // Collected anew the nodes of the map are full, not half full as after inserting in order.
+        tree.entries = self.entries.into_iter().collect();
         tree.root = root_row(self.root, &tree, &mut notes);
         let losers = tree.link_all();
         for (inode, winner) in losers {
@@ -367,7 +368,7 @@ impl Tree {
 
     /// Reports every entry that no path leads to.
     fn note_unreachable(&self, notes: &mut Vec<LoadNote>) {
-        let mut reached = BTreeSet::new();
+        let mut reached = HashSet::with_capacity(self.entries.len());
         let mut open = vec![ROOT_INODE];
         while let Some(dir) = open.pop() {
             for (name, &inode) in self

@@ -87,10 +87,17 @@ impl Tree {
             return Err(Error::Access);
         }
         if !self.is_dir(inode) {
-            // A file that stands there already (a peer made it) may be replaced, to clean up.
-            let replaces_file = self.lookup(to).is_some_and(|target| !self.is_dir(target));
-            let refuse = to.is_guest_dir() && !replaces_file;
-            return if refuse { Err(Error::Access) } else { Ok(()) };
+            // A file that stands there already (a peer made it) may be replaced, to clean up; a
+            // directory with something in it, or none to put it in, is refused anyway.
+            let free = match self.lookup(to) {
+                Some(target) => self.is_dir(target) && !self.has_children(target),
+                None => self.dir_and_name(to).is_ok(),
+            };
+            return if to.is_guest_dir() && free {
+                Err(Error::Access)
+            } else {
+                Ok(())
+            };
         }
         if from.is_below_lock_dir() {
             return Err(Error::Access);

@@ -18,7 +18,7 @@ pub mod note;
 pub mod op;
 pub mod path;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 pub mod tree;
 
 pub use change::{Change, Effects, GuestEvent, RemovedEntry, RootRow, Row};

@@ -185,3 +185,11 @@ impl Tree {
         }
     }
 }
+
+#[cfg(test)]
+impl Tree {
+    /// Sets the version of the database to what the C daemon would go on from.
+    pub(crate) fn set_version_for_test(&mut self, version: u64) {
+        self.root.version = version;
+    }
+}

@@ -16,4 +16,5 @@ mod state;
 pub mod token;
 pub mod versions;
 
-pub use state::{SetError, Status};
+pub use rrd_data::RrdSink;
+pub use state::{KvPair, SetError, Status};

@@ -10,8 +10,16 @@ use super::kvstore::c_string;
 pub const MAX_VALUE: usize = 4095;
 /// Entries that were not refreshed for more than this many seconds leave the dump.
 const EXPIRY: u32 = 300;
+/// Keys of guests (status.md 9.2), before the slash and the VMID.
+const GUEST_KEYS: [&str; 2] = ["pve-vm-9.0", "pve2.3-vm"];
 /// A dump is given out again for this many seconds.
 const CACHE: u32 = 2;
+
+/// Takes every accepted value on to its file.
+pub trait RrdSink: Send + Sync {
+    /// `key` without `rrd/`, whatever it is; `value` as sent. Must not wait.
+    fn submit(&self, key: &[u8], value: &[u8], now: u32);
+}
 
 #[derive(Debug)]
 struct Entry {
@@ -44,6 +52,19 @@ impl RrdTable {
             }
         }
         true
+    }
+
+    /// Forgets a guest that is no more, in the dump that is given out again, too.
+    pub(super) fn remove_guest(&mut self, vmid: u32) {
+        for kind in GUEST_KEYS {
+            if self
+                .entries
+                .remove(format!("{kind}/{vmid}").as_bytes())
+                .is_some()
+            {
+                self.dump = None;
+            }
+        }
     }
 
     /// One line `<key>:<value>` per entry. At most 2 s old.
@@ -107,6 +128,22 @@ mod tests {
         assert_eq!(&*table.dump(400), b"a:1\nb:1\n");
         assert_eq!(&*table.dump(401), b"a:1\nb:1\n");
         assert_eq!(&*table.dump(402), b"");
+    }
+
+    #[test]
+    fn a_removed_guest_is_gone_at_once() {
+        let mut table = RrdTable::default();
+        for key in [
+            &b"pve-vm-9.0/100"[..],
+            b"pve2.3-vm/100",
+            b"pve-vm-9.0/1000",
+            b"pve-node-9.0/100",
+        ] {
+            table.set(key, b"1\0", 5);
+        }
+        table.dump(5);
+        table.remove_guest(100);
+        assert_eq!(&*table.dump(5), b"pve-node-9.0/100:1\npve-vm-9.0/1000:1\n");
     }
 
     #[test]

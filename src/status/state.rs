@@ -1,8 +1,8 @@
 //! All status services of a node behind one door.
 #![forbid(unsafe_code)]
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 use tracing::{debug, info, warn};
@@ -12,9 +12,9 @@ use super::guests::{GuestMap, Guests};
 use super::json::push_u64;
 use super::kvstore::{self, KvTable};
 use super::members::{ClusterInfo, Members};
-use super::rrd_data::RrdTable;
+use super::rrd_data::{RrdSink, RrdTable};
 use super::versions::{FileVersions, tracked};
-use crate::memdb::{Effects, GuestType};
+use crate::memdb::{Effects, GuestEvent, ROOT_INODE, Tree};
 
 /// Log domain (daemon.md 7).
 const DOMAIN: &str = "status";
@@ -61,6 +61,9 @@ impl Text {
     }
 }
 
+/// A key of the key/value store and its value.
+pub type KvPair = (Box<[u8]>, Arc<[u8]>);
+
 /// Everything `.version` tells about, so that it is always consistent.
 struct Core {
     files: FileVersions,
@@ -82,6 +85,7 @@ pub struct Status {
     // The locks are never held together.
     core: Mutex<Core>,
     rrd: Mutex<RrdTable>,
+    rrd_files: OnceLock<Arc<dyn RrdSink>>,
     log: Mutex<ClusterLog>,
 }
 
@@ -105,6 +109,7 @@ impl Status {
                 vmlist_text: Text::default(),
             }),
             rrd: Mutex::new(RrdTable::default()),
+            rrd_files: OnceLock::new(),
             log: Mutex::new(ClusterLog::new()),
         };
         // Log entries have the low 32 bits of the time.
@@ -122,6 +127,13 @@ impl Status {
     /// Name of this node.
     pub fn node(&self) -> &str {
         &self.node
+    }
+
+    /// From now on every accepted round-robin value, of this node and of others, is given to
+    /// `files`, too (status.md 9.1). The first call decides.
+    pub fn set_rrd_files(&self, files: Arc<dyn RrdSink>) {
+        // A second one would be a mistake of the daemon's start, and harmless.
+        let _ = self.rrd_files.set(files);
     }
 
     // ---- quorum ----
@@ -163,11 +175,30 @@ impl Status {
             core.vmlist_text.clear();
         }
         core.version_text.clear();
+        let list = Arc::clone(core.guests.list());
+        drop(core);
+        for event in &effects.guests {
+            if let GuestEvent::Remove { vmid } = event {
+                // A move is a removal, too: the guest is still there.
+                if !list.contains_key(vmid) {
+                    self.rrd.lock().remove_guest(*vmid);
+                }
+            }
+        }
     }
 
-    /// The database was loaded or replaced: every file counts as changed, the guest list is new.
-    /// `guests` is `None` if the tree has no directory `nodes`: the list stays then.
-    pub fn reloaded(&self, guests: Option<Vec<(u32, Arc<str>, GuestType)>>) {
+    /// The database was loaded or replaced: every file counts as changed, the guest list is new,
+    /// unless the tree has no directory `nodes`: the list stays then (status.md 5.2).
+    pub fn reloaded(&self, tree: &Tree) {
+        let nodes = tree
+            .child(ROOT_INODE, b"nodes")
+            .and_then(|inode| tree.get(inode));
+        let guests = nodes.filter(|nodes| nodes.is_dir()).map(|_| {
+            let guests = tree.guests();
+            guests
+                .map(|(vmid, guest)| (vmid, Arc::clone(&guest.node), guest.kind))
+                .collect()
+        });
         let mut core = self.core.lock();
         core.files.touch_all();
         if let Some(guests) = guests {
@@ -304,6 +335,9 @@ impl Status {
 
     fn set_rrd(&self, key: &[u8], value: &[u8], now: u32) -> Result<(), SetError> {
         if self.rrd.lock().set(key, value, now) {
+            if let Some(files) = self.rrd_files.get() {
+                files.submit(key, value, now);
+            }
             return Ok(());
         }
         warn!(target: DOMAIN, "malformed RRD data for key '{}'", key.escape_ascii());
@@ -337,7 +371,7 @@ impl Status {
     }
 
     /// Every value of this node: what is sent again after a synchronisation (status.md 6.4).
-    pub fn own_kv(&self) -> Vec<(Box<[u8]>, Arc<[u8]>)> {
+    pub fn own_kv(&self) -> Vec<KvPair> {
         let core = self.core.lock();
         core.own
             .iter()
@@ -443,5 +477,92 @@ impl std::fmt::Debug for Status {
         f.debug_struct("Status")
             .field("node", &self.node)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memdb::{GuestType, TreePath};
+
+    fn touched(path: &str) -> Effects {
+        Effects {
+            touched: vec![TreePath::new(path.as_bytes())],
+            guests: Vec::new(),
+        }
+    }
+
+    fn guests(events: &[GuestEvent]) -> Effects {
+        Effects {
+            touched: Vec::new(),
+            guests: events.to_vec(),
+        }
+    }
+
+    #[test]
+    fn texts_are_built_once_per_change() {
+        let status = Status::new("node1", 5, 1);
+        let (version, members) = (status.version_text(), status.members_text());
+        let vmlist = status.vmlist_text();
+        status.announce(&touched("nodes/node1/host.fw"));
+        assert!(Arc::ptr_eq(&version, &status.version_text()));
+        status.announce(&touched("user.cfg"));
+        assert!(!Arc::ptr_eq(&version, &status.version_text()));
+        assert!(Arc::ptr_eq(&vmlist, &status.vmlist_text()));
+        assert!(Arc::ptr_eq(&members, &status.members_text()));
+        assert!(!status.set_quorate(false));
+        assert!(status.set_quorate(true));
+        assert!(!Arc::ptr_eq(&members, &status.members_text()));
+    }
+
+    #[test]
+    fn what_is_relevant() {
+        assert!(Status::is_relevant(&touched("user.cfg")));
+        assert!(!Status::is_relevant(&touched("user.cfg.tmp.1")));
+        assert!(!Status::is_relevant(&Effects::default()));
+        assert!(Status::is_relevant(&guests(&[GuestEvent::Remove {
+            vmid: 1
+        }])));
+    }
+
+    #[test]
+    fn data_of_a_guest_goes_with_it() {
+        let status = Status::new("node1", 5, 1);
+        let set = |node| GuestEvent::Set {
+            vmid: 100,
+            node: Arc::from(node),
+            kind: GuestType::Lxc,
+        };
+        let remove = GuestEvent::Remove { vmid: 100 };
+        status.announce(&guests(&[set("node1")]));
+        status.set_kv(b"rrd/pve-vm-9.0/100", b"1:2\0", 5).unwrap();
+        status.announce(&guests(&[remove.clone(), set("node2")]));
+        assert_eq!(&*status.rrd_text(5), b"pve-vm-9.0/100:1:2\n");
+        status.announce(&guests(&[remove]));
+        assert_eq!(&*status.rrd_text(5), b"");
+    }
+
+    #[test]
+    fn many_threads() {
+        let status = Status::new("node1", 5, 1);
+        std::thread::scope(|scope| {
+            for i in 0..4 {
+                let status = &status;
+                scope.spawn(move || {
+                    for n in 0..250u32 {
+                        status.announce(&touched("user.cfg"));
+                        status.set_kv(format!("k{i}").as_bytes(), b"v", n).unwrap();
+                        status.log(b"root", b"t", 1, 6, b"m", n).unwrap();
+                        status.set_kv(b"rrd/k", b"1\0", n).unwrap();
+                        let text = String::from_utf8(status.version_text().to_vec()).unwrap();
+                        assert!(text.contains(&format!("\"k{i}\": {n}")), "{text}");
+                        status.clusterlog_text(b"", 0);
+                        status.rrd_text(n);
+                    }
+                });
+            }
+        });
+        let text = String::from_utf8(status.version_text().to_vec()).unwrap();
+        assert!(text.contains("\"user.cfg\": 1000,\n"));
     }
 }

@@ -1,6 +1,11 @@
 //! Tests of the tree.
 
 mod digest;
+pub(crate) mod model;
+mod odd;
+mod ops;
+
+use std::sync::Arc;
 
 use super::*;
 

@@ -38,15 +38,24 @@ impl ClusterLog {
         }
     }
 
-    /// Makes an entry and stores it. `None` if it was refused as a duplicate, which happens only
-    /// after 2^32 entries in one second.
+    /// Makes an entry and stores it. `None` if it was refused as a duplicate: only at the end of
+    /// time (2106).
     ///
-    /// If the clock stands behind the newest entry of this node, the time of that entry is used:
-    /// every node drops what looks older than what it has (the C daemon loses such entries).
+    /// Every node drops what is not newer than the last entry it has of this node: after the clock
+    /// was set back, or when the daemon was restarted (uids begin again) within the second of its
+    /// last entry. The C daemon loses such entries; here they get the earliest time that is newer.
     pub(super) fn log(&mut self, new: &NewEntry<'_>, now: u32) -> Option<Entry> {
         self.uid = self.uid.wrapping_add(1);
-        let newest = self.newest.get(&entry::name_digest(new.node));
-        let time = newest.map_or(now, |(time, _)| now.max(*time));
+        let time = match self.newest.get(&entry::name_digest(new.node)) {
+            Some((time, uid)) if (now, self.uid) <= (*time, *uid) => {
+                if self.uid > *uid {
+                    *time
+                } else {
+                    time.saturating_add(1)
+                }
+            }
+            _ => now,
+        };
         let entry = Entry::new(new, self.uid, time);
         self.insert(&entry).then_some(entry)
     }
@@ -182,6 +191,24 @@ mod tests {
     }
 
     #[test]
+    fn a_restart_within_a_second_loses_nothing() {
+        let mut before = ClusterLog::new();
+        for _ in 0..5 {
+            before.log(&new("before"), 100);
+        }
+        let mut log = ClusterLog::new();
+        log.log(&new("start"), 100);
+        log.merge(&[parse(&before.state()).unwrap()]);
+        assert_eq!(
+            log.ring.iter().count(),
+            5,
+            "the start entry is the same as one of them"
+        );
+        let keys = [log.log(&new("a"), 100), log.log(&new("b"), 100)].map(|e| e.unwrap().key());
+        assert_eq!(keys.map(|key| (key.time, key.uid)), [(101, 2), (101, 3)]);
+    }
+
+    #[test]
     fn filter_and_cache() {
         let mut log = ClusterLog::new();
         log.log(&new("a"), 100);
@@ -217,7 +244,7 @@ mod tests {
         other.node = b"node2";
         two.log(&other, 101);
         let (from_one, from_two) = (parse(&one.state()).unwrap(), parse(&two.state()).unwrap());
-        one.merge(&[from_two.clone()]);
+        one.merge(std::slice::from_ref(&from_two));
         two.merge(&[from_one.clone(), from_two]);
         assert_eq!(one.state(), two.state());
         assert_eq!(one.ring.iter().count(), 2);

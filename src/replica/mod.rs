@@ -35,3 +35,9 @@ pub trait Observer: Send + Sync {
     /// Called with the tree locked for writing: must be quick and must not touch the tree.
     fn applied(&self, change: &Change);
 }
+
+pub mod announce;
+pub mod local;
+
+pub use announce::{Announcer, Barrier};
+pub use local::LocalReplica;

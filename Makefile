@@ -1,0 +1,43 @@
+# README.md names two of these: `make run` and `make check`.
+CARGO ?= cargo
+RUN_DIR ?= $(CURDIR)/target/run
+PACKAGES = gcc libc6-dev make pkg-config libsqlite3-dev sqlite3 libqb-dev iproute2 python3 procps mount util-linux rrdtool rrdcached
+TEST_ARGS ?=
+
+.PHONY: run check bench fmt lint build deps root unit compat sim
+
+build: deps
+	$(CARGO) build --release --locked --workspace
+
+deps:
+	@sh packaging/install-deps $(PACKAGES)
+
+root:
+	@[ "$$(id -u)" = 0 ] || { echo "this needs root: mounting and ownership cannot be tried without (use sudo)" >&2; exit 1; }
+
+run: root build
+	@sh packaging/run-local target/release/pmxcfs "$(RUN_DIR)"
+
+check: root lint unit compat
+
+lint: deps
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+
+unit: deps
+	$(CARGO) test --locked --workspace --exclude compat-tests $(TEST_ARGS)
+
+# Any number of simulated clusters: make sim SEEDS=100000 [FIRST=n]
+sim: deps
+	SEEDS=$(or $(SEEDS),10000) $(CARGO) test --locked --release -p pmxcfs --test simulation -- --nocapture
+
+compat: build
+	PMXCFS_UNDER_TEST=$${PMXCFS_UNDER_TEST:-$(CURDIR)/target/release/pmxcfs} \
+	$(CARGO) test --locked -p compat-tests --no-fail-fast $(TEST_ARGS) -- --nocapture --test-threads=1
+
+bench: root build
+	PMXCFS_UNDER_TEST=$${PMXCFS_UNDER_TEST:-$(CURDIR)/target/release/pmxcfs} \
+	$(CARGO) bench --locked -p compat-tests --bench '*'
+
+fmt:
+	$(CARGO) fmt --all

@@ -1,0 +1,154 @@
+//! rrdtool, rrdcached and many values at once.
+// Each test uses a part of it.
+#![allow(dead_code)]
+
+use compat_tests::Node;
+use compat_tests::client::{compile, name256};
+use compat_tests::daemon::wait_for;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::io::Write;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, SystemTime};
+
+pub const BASE: &str = "/var/lib/rrdcached/db";
+const SOCKET: &str = "/var/run/rrdcached.sock";
+
+/// Seconds since the epoch.
+pub fn now() -> u32 {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    u32::try_from(now.unwrap().as_secs()).unwrap()
+}
+
+/// What `rrdtool` prints about a file of the node (named below the base directory).
+pub fn rrdtool(node: &Node, command: &str, file: &str, args: &[&str]) -> String {
+    let output = Command::new("rrdtool")
+        .arg(command)
+        .arg(node.path(BASE).join(file))
+        .args(args)
+        .output()
+        .unwrap_or_else(|error| panic!("cannot run rrdtool (apt install rrdtool): {error}"));
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "rrdtool {command} {file}: {error}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Time of the last value in a file, as the disk has it.
+pub fn last(node: &Node, file: &str) -> u32 {
+    rrdtool(node, "last", file, &[]).trim().parse().unwrap()
+}
+
+/// A running rrdcached of the node, as PVE starts it but with nothing written for an hour.
+pub struct Cached {
+    child: Child,
+}
+
+impl Cached {
+    pub fn start(node: &Node) -> Self {
+        let found = ["/usr/bin", "/usr/sbin", "/usr/local/bin"]
+            .iter()
+            .any(|dir| std::path::Path::new(dir).join("rrdcached").exists());
+        assert!(found, "rrdcached is missing: apt install rrdcached");
+        node.inside(|| {
+            for name in [SOCKET, "/var/run/rrdcached.pid"] {
+                let _ = std::fs::remove_file(name);
+            }
+        });
+        let child = node
+            .command("rrdcached")
+            .args(["-g", "-w", "3600", "-f", "7200", "-B", "-b", BASE])
+            .args(["-l", &format!("unix:{SOCKET}")])
+            .args(["-p", "/var/run/rrdcached.pid"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("nsenter runs");
+        let there = || node.inside(|| std::path::Path::new(SOCKET).exists());
+        assert!(wait_for(Duration::from_secs(10), there));
+        Self { child }
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        let pid = self.child.id() as i32;
+        kill(Pid::from_raw(pid), signal).unwrap();
+    }
+
+    /// Ends it and waits.
+    pub fn end(mut self, signal: Signal) {
+        self.signal(signal);
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Cached {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A value to set: key without `rrd/`, text without its NUL.
+pub type Value = (String, String);
+
+/// How requests went: times in microseconds.
+#[derive(Clone, Copy, Debug)]
+pub struct Feed {
+    pub sent: u64,
+    pub errors: u64,
+    pub mean: u64,
+    pub p99: u64,
+    pub max: u64,
+}
+
+/// Sets all values over one connection, `rate` a second (0: as fast as it goes).
+pub fn feed(node: &Node, rate: u32, values: &[Value]) -> Feed {
+    let mut input = Vec::new();
+    for (key, text) in values {
+        let mut payload = name256(&format!("rrd/{key}"));
+        payload.extend(text.as_bytes());
+        payload.push(0);
+        input.extend(4_u32.to_ne_bytes());
+        input.extend(u32::try_from(payload.len()).unwrap().to_ne_bytes());
+        input.extend(payload);
+    }
+    let mut child = node
+        .command(compile("qbfeed"))
+        .args(["pve2", &rate.to_string()])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("nsenter runs");
+    let mut stdin = child.stdin.take().unwrap();
+    // Fails if it has ended: then its output tells.
+    let _ = stdin.write_all(&input);
+    drop(stdin);
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "qbfeed: {output:?}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    let field = |name: &str| {
+        let value = text.split_whitespace().find_map(|f| f.strip_prefix(name));
+        value.unwrap().trim_start_matches('=').parse().unwrap()
+    };
+    Feed {
+        sent: field("sent"),
+        errors: field("errors"),
+        mean: field("mean"),
+        p99: field("p99"),
+        max: field("max"),
+    }
+}
+
+/// Processor time of a process so far, in seconds.
+pub fn cpu(pid: i32) -> f64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    // The name of the program may contain anything, but not behind its closing parenthesis.
+    let fields: Vec<&str> = text
+        .rsplit(')')
+        .next()
+        .unwrap()
+        .split_whitespace()
+        .collect();
+    let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
+    // Of the kernel's interface, 100 everywhere.
+    ticks as f64 / 100.0
+}

@@ -1,0 +1,236 @@
+//! One running node: its parts, in the order in which they start and stop.
+#![forbid(unsafe_code)]
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use parking_lot::RwLock;
+
+use super::config::Config;
+use super::dots::StatusDots;
+use super::files::unix_time;
+/// The file in the tree that makes a node a cluster node, and the host's copy of it.
+const COROSYNC_CONF: &[u8] = b"corosync.conf";
+const HOST_COROSYNC_CONF: &str = "/etc/corosync/corosync.conf";
+use super::run::Prepared;
+use super::{StartError, signals};
+use crate::fs::{Inodes, Served, Tuning, View, ViewConfig};
+use crate::ipc::server::{Server, ServerHandle};
+use crate::ipc::service::{ConfigService, NoPeers, Pending};
+use crate::memdb::{Tree, TreePath};
+use crate::replica::local::{Clock, Parts};
+use crate::replica::{Announcer, LocalReplica, SharedTree};
+use crate::rrd::{Rrd, RrdHandle};
+use crate::status::Status;
+use crate::store::{Store, StoreHandle};
+
+/// What the database gets at the end to write what waits (usually some microseconds).
+const STORE_LIMIT: Duration = Duration::from_secs(3);
+
+/// The parts that have to be stopped.
+pub struct Node {
+    ipc: ServerHandle,
+    mount: Served,
+    mountpoint: PathBuf,
+    replica: Arc<LocalReplica>,
+    announcer: Arc<Announcer>,
+    store: StoreHandle,
+    rrd: RrdHandle,
+    /// Released last.
+    _lock: super::files::Lock,
+}
+
+impl Node {
+    /// Steps 10 to 21 of daemon.md 3, in the process that stays.
+    pub fn start(config: &Config, prepared: Prepared) -> Result<Self, StartError> {
+        let Prepared {
+            lock,
+            node_name,
+            node_ip: _,
+            www_gid,
+            first_pid,
+        } = prepared;
+        let clock: Clock = Arc::new(|| unix_time(SystemTime::now()));
+        let starttime = lock.start_time();
+        let status = Arc::new(Status::new(&node_name, u64::from(starttime), first_pid));
+        let rrd = Rrd::start(config.rrd_dir.clone(), config.rrdcached_socket.clone()).map_err(
+            |source| StartError::Thread {
+                name: "rrd",
+                source,
+            },
+        )?;
+        status.set_rrd_files(Arc::new(rrd.clone()));
+
+        let (store, tree) = open_database(config, &clock)?;
+        let local = is_local(config, &tree);
+        status.set_quorate(local);
+        status.reloaded(&tree);
+        let tree: SharedTree = Arc::new(RwLock::new(tree));
+        let store = store.spawn().map_err(|source| StartError::Thread {
+            name: "store",
+            source,
+        })?;
+
+        let sink = status.clone();
+        let announcer = Announcer::start(Arc::new(move |effects| sink.announce(effects))).map_err(
+            |source| StartError::Thread {
+                name: "notify",
+                source,
+            },
+        )?;
+        let replica = Arc::new(LocalReplica::new(Parts {
+            tree: tree.clone(),
+            store: store.clone(),
+            announcer: announcer.clone(),
+            relevant: Arc::new(Status::is_relevant),
+            clock: clock.clone(),
+            quorate: local,
+        }));
+        let dots = StatusDots {
+            status: status.clone(),
+            announcer: announcer.clone(),
+            clock: clock.clone(),
+        };
+        let inodes = Arc::new(Inodes::default());
+        replica.observe(inodes.clone());
+        let view = View::new(
+            ViewConfig {
+                node: node_name,
+                gid: www_gid,
+            },
+            tree.clone(),
+            replica.clone(),
+            Arc::new(dots),
+            inodes,
+        );
+        let mount = mount(config, view)?;
+        announcer.set_barrier(Arc::new(mount.notifier.clone()));
+
+        let ipc = match serve_ipc(config, www_gid, tree, status, &announcer, clock) {
+            Ok(ipc) => ipc,
+            Err(err) => {
+                unmount(&config.mountpoint);
+                store.shutdown(STORE_LIMIT);
+                return Err(err);
+            }
+        };
+        let mountpoint = config.mountpoint.clone();
+        Ok(Node {
+            ipc,
+            mount,
+            mountpoint,
+            replica,
+            announcer,
+            store,
+            rrd,
+            _lock: lock,
+        })
+    }
+
+    /// Logs how many requests of each kind the kernel has sent: whether its caches work.
+    pub fn report(&self) {
+        tracing::info!(target: "main", "FUSE requests: {}", self.mount.requests);
+    }
+
+    /// Steps 3 to 6 of daemon.md 6. Every change that was answered is in the database; those under
+    /// way are written and answered, later ones are refused.
+    pub fn stop(self) {
+        self.ipc.stop();
+        unmount(&self.mountpoint);
+        self.replica.close();
+        if !self.store.shutdown(STORE_LIMIT) {
+            tracing::error!(
+                target: "database",
+                "the database does not finish within {STORE_LIMIT:?}; what was acknowledged is in its log"
+            );
+        }
+        self.rrd.stop();
+        self.announcer.stop();
+    }
+}
+
+/// Opens and loads the database, and imports the host's corosync.conf into a new one.
+fn open_database(config: &Config, clock: &Clock) -> Result<(Store, Tree), StartError> {
+    let path = &config.database;
+    let (store, loaded) =
+        Store::open(path, clock()).map_err(|_| StartError::Database(path.display().to_string()))?;
+    let mut tree = loaded.tree;
+    if loaded.created && !config.local {
+        if let Ok(data) = std::fs::read(Path::new(HOST_COROSYNC_CONF)) {
+            let import = |tree: &mut Tree| {
+                let changes = tree
+                    .import(&TreePath::new(COROSYNC_CONF), &data, clock())
+                    .ok()?;
+                store.commit(&changes).ok()
+            };
+            import(&mut tree).ok_or(StartError::Import)?;
+        }
+    }
+    Ok((store, tree))
+}
+
+/// Local mode: asked for, or nothing in the database that says otherwise.
+fn is_local(config: &Config, tree: &Tree) -> bool {
+    let has_conf = tree.read(&TreePath::new(COROSYNC_CONF)).is_some();
+    match (has_conf, config.local) {
+        (true, true) => {
+            tracing::info!(target: "main", "forcing local mode (although corosync.conf exists)");
+            true
+        }
+        (true, false) => {
+            tracing::error!(
+                target: "main",
+                "corosync.conf exists, but this release has no cluster mode yet: serving the \
+                 database read-only; stop and start with -l for a node of its own"
+            );
+            false
+        }
+        (false, _) => true,
+    }
+}
+
+fn mount(config: &Config, view: View) -> Result<Served, StartError> {
+    let device = crate::fs::mount::mount(&config.mountpoint)
+        .map_err(|err| StartError::Mount(err.to_string()))?;
+    crate::fs::serve(device, view, Tuning::default(), signals::terminate_self).map_err(|err| {
+        unmount(&config.mountpoint);
+        StartError::Fuse(err)
+    })
+}
+
+fn unmount(mountpoint: &Path) {
+    if let Err(err) = crate::fs::mount::unmount(mountpoint) {
+        tracing::error!(target: "main", "unable to unmount '{}': {err}", mountpoint.display());
+    }
+}
+
+/// Announcements as the IPC service asks for them.
+struct AnnouncerPending(Arc<Announcer>);
+
+impl Pending for AnnouncerPending {
+    fn pending(&self) -> bool {
+        self.0.pending()
+    }
+}
+
+fn serve_ipc(
+    config: &Config,
+    www_gid: u32,
+    tree: SharedTree,
+    status: Arc<Status>,
+    announcer: &Arc<Announcer>,
+    clock: Clock,
+) -> Result<ServerHandle, StartError> {
+    let server = Server::bind(&config.ipc_name, www_gid).map_err(StartError::Ipc)?;
+    let waker = server.waker();
+    announcer.set_progress(Arc::new(move || waker.wake()));
+    let service = ConfigService::new(
+        tree,
+        status,
+        Arc::new(NoPeers),
+        Arc::new(AnnouncerPending(announcer.clone())),
+        Box::new(move || clock()),
+    );
+    server.spawn(Box::new(service)).map_err(StartError::Ipc)
+}

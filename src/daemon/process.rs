@@ -1,0 +1,125 @@
+//! Becoming a daemon (daemon.md 4): the parent returns to its caller only when the child works.
+//!
+//! Unlike the C daemon, everything that matters (database, mount, threads) is opened **after** the
+//! fork, in the process that uses it: SQLite's file locks are not inherited (database.md 2), nor
+//! are threads. Until it is ready the child shares the parent's stderr, so that the caller sees
+//! every error.
+#![allow(unsafe_code)]
+
+use std::fs::OpenOptions;
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::{ForkResult, Pid, fork, setsid};
+
+use super::files::write_pid_file;
+use super::{StartError, logging};
+
+/// What the child says when it is ready.
+const READY: u8 = b'1';
+/// How long a child that gave up may take to end: its last log lines and closing the database.
+const END_TRIES: u32 = 500;
+const END_PAUSE: Duration = Duration::from_millis(10);
+
+/// The child's duty to report.
+#[derive(Debug)]
+pub struct Ready(Option<OwnedFd>);
+
+impl Ready {
+    /// Nobody waits (foreground).
+    pub fn foreground() -> Self {
+        Ready(None)
+    }
+
+    /// Tells the parent, and leaves the terminal. Also tells systemd, if it asked for that.
+    pub fn signal(self) -> io::Result<()> {
+        if let Some(pipe) = self.0 {
+            logging::leave_stderr();
+            let null = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .open("/dev/null")?;
+            rustix::stdio::dup2_stdout(&null)?;
+            rustix::stdio::dup2_stderr(&null)?;
+            std::fs::File::from(pipe).write_all(&[READY])?;
+        }
+        // Without NOTIFY_SOCKET this does nothing; a lost message is systemd's to notice.
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+        Ok(())
+    }
+}
+
+/// Forks. Returns in the child; the parent waits for it, writes the pid file and ends.
+///
+/// Must be called while the process has one thread only.
+pub fn daemonize(pid_file: &Path) -> Result<Ready, StartError> {
+    let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+        .map_err(|err| StartError::Pipe(err.into()))?;
+    // SAFETY: no other thread exists yet (logging, arguments, name resolution and lock need none),
+    // so the child inherits no lock that a vanished thread holds.
+    match unsafe { fork() } {
+        Err(err) => Err(StartError::Fork(err.into())),
+        Ok(ForkResult::Child) => {
+            drop(read);
+            detach().map_err(StartError::Fork)?;
+            Ok(Ready(Some(write)))
+        }
+        Ok(ForkResult::Parent { child }) => {
+            drop(write);
+            std::process::exit(wait_for_child(child, read, pid_file));
+        }
+    }
+}
+
+fn detach() -> io::Result<()> {
+    setsid()?;
+    std::env::set_current_dir("/")?;
+    let null = OpenOptions::new().read(true).open("/dev/null")?;
+    rustix::stdio::dup2_stdin(&null)?;
+    Ok(())
+}
+
+/// Exit code of the parent.
+fn wait_for_child(child: Pid, pipe: OwnedFd, pid_file: &Path) -> i32 {
+    let mut answer = [0u8; 1];
+    match std::fs::File::from(pipe).read_exact(&mut answer) {
+        Ok(()) if answer[0] == READY => {
+            if let Err(err) = write_pid_file(pid_file, child.as_raw() as u32) {
+                tracing::error!(
+                    target: "main",
+                    "unable to write pid file '{}': {err}", pid_file.display()
+                );
+            }
+            return 0;
+        }
+        Ok(()) => tracing::error!(target: "main", "child failed to send '1'"),
+        // The child says itself why it ends.
+        Err(err) if err.kind() == io::ErrorKind::UnexpectedEof => {
+            if ended_by_itself(child) {
+                return 255;
+            }
+            tracing::error!(target: "main", "child failed to send '1'");
+        }
+        Err(err) => tracing::error!(target: "main", "read error: {err}"),
+    }
+    // It may be gone already, and a zombie does not mind.
+    let _ = kill(child, Signal::SIGKILL);
+    let _ = waitpid(child, None);
+    255
+}
+
+/// Waits a moment for the child to end with an exit code of its own.
+fn ended_by_itself(child: Pid) -> bool {
+    for _ in 0..END_TRIES {
+        match waitpid(child, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::StillAlive) => std::thread::sleep(END_PAUSE),
+            Ok(WaitStatus::Exited(..)) => return true,
+            _ => return false,
+        }
+    }
+    false
+}

@@ -1,0 +1,304 @@
+//! The one thread of the transport: an epoll loop that owns all connections
+//! (docs/adr/002-ipc-epoll.md). Nothing here waits for a client.
+#![forbid(unsafe_code)]
+
+mod admission;
+
+use std::collections::VecDeque;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
+use std::time::{Duration, Instant};
+
+use rustix::event::Timespec;
+use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
+use rustix::io::Errno;
+
+pub use admission::{MAX_FULL, MAX_HANDSHAKES, MAX_READ_ONLY};
+
+use super::Service;
+use super::connection::{Connection, Scratch, Turn};
+use super::log_limit::LogLimit;
+use super::peers::{Peer, Peers, Token};
+use super::ring::files::Shm;
+use super::server::{Listener, Shared};
+
+const EVENTS: usize = 64;
+
+const LISTENER: u64 = u64::MAX;
+const WAKER: u64 = u64::MAX - 1;
+
+pub(super) struct Reactor {
+    epoll: OwnedFd,
+    listener: Listener,
+    /// Accepting goes on at this time.
+    paused: Option<Instant>,
+    shm: Arc<Shm>,
+    shared: Arc<Shared>,
+    www_gid: u32,
+    service: Box<dyn Service>,
+    scratch: Scratch,
+    peers: Peers,
+    /// Unfinished handshakes, oldest first; tokens of finished ones are stale and skipped.
+    greetings: VecDeque<(Token, Instant)>,
+    /// Connections with requests left over from their last turn.
+    pending: Vec<Token>,
+    deferred: Vec<Token>,
+    /// Number of the last connection.
+    counter: u64,
+    read_only: usize,
+    full: usize,
+    log: LogLimit,
+    pid: u32,
+}
+
+impl Reactor {
+    pub(super) fn new(
+        listener: Listener,
+        shm: Arc<Shm>,
+        shared: Arc<Shared>,
+        www_gid: u32,
+        service: Box<dyn Service>,
+    ) -> io::Result<Self> {
+        let epoll = epoll::create(CreateFlags::CLOEXEC)?;
+        epoll::add(
+            &epoll,
+            &listener.socket,
+            EventData::new_u64(LISTENER),
+            EventFlags::IN,
+        )?;
+        epoll::add(
+            &epoll,
+            &shared.event,
+            EventData::new_u64(WAKER),
+            EventFlags::IN,
+        )?;
+        Ok(Self {
+            epoll,
+            listener,
+            paused: None,
+            shm,
+            shared,
+            www_gid,
+            service,
+            scratch: Scratch::default(),
+            peers: Peers::default(),
+            greetings: VecDeque::new(),
+            pending: Vec::new(),
+            deferred: Vec::new(),
+            counter: 0,
+            read_only: 0,
+            full: 0,
+            log: LogLimit::default(),
+            pid: std::process::id(),
+        })
+    }
+
+    /// Serves until told to stop.
+    pub(super) fn run(mut self) {
+        let mut space = [MaybeUninit::<Event>::uninit(); EVENTS];
+        while !self.shared.stop.load(Ordering::Relaxed) {
+            let timeout = self.timeout();
+            let events = match epoll::wait(&self.epoll, &mut space, timeout.as_ref()) {
+                Ok((events, _)) => events,
+                Err(Errno::INTR) => continue,
+                Err(error) => {
+                    tracing::error!(target: "ipcs", "epoll failed, no service any more: {error}");
+                    break;
+                }
+            };
+            let mut woken = false;
+            for event in events {
+                match event.data.u64() {
+                    LISTENER => self.accept(),
+                    WAKER => {
+                        let _ = rustix::io::read(&self.shared.event, &mut [0u8; 8]);
+                        self.shared.signalled.store(false, Ordering::SeqCst);
+                        woken = true;
+                    }
+                    token => self.ready(Token::from_u64(token), event.flags),
+                }
+            }
+            for token in std::mem::take(&mut self.pending) {
+                self.turn(token, Connection::requests);
+            }
+            if !self.deferred.is_empty() {
+                self.ask_deferred(woken);
+            }
+            if !self.greetings.is_empty() || self.paused.is_some() {
+                self.expire(Instant::now());
+            }
+        }
+        self.shut_down();
+    }
+
+    /// How long there is nothing to do without an event.
+    fn timeout(&self) -> Option<Timespec> {
+        if !self.pending.is_empty() {
+            return Some(Timespec {
+                tv_sec: 0,
+                tv_nsec: 0,
+            });
+        }
+        let deferred = self
+            .deferred
+            .iter()
+            .filter_map(|token| self.peers.get(*token)?.deadline());
+        let greeting = self.greetings.front().map(|(_, deadline)| *deadline);
+        let next = deferred.chain(greeting).chain(self.paused).min()?;
+        // Rounded up to milliseconds, since older kernels round a shorter time down to 0.
+        let left = next.saturating_duration_since(Instant::now()) + Duration::from_micros(999);
+        let left = Duration::from_millis(left.as_millis() as u64);
+        Some(Timespec {
+            tv_sec: left.as_secs() as i64,
+            tv_nsec: left.subsec_nanos().into(),
+        })
+    }
+
+    /// Something happened on a client's socket.
+    fn ready(&mut self, token: Token, flags: EventFlags) {
+        match self.peers.get(token) {
+            None => {}
+            Some(Peer::Greeting(_)) => self.greet(token),
+            Some(Peer::Connected(_)) if flags.intersects(EventFlags::HUP | EventFlags::ERR) => {
+                self.disconnect(token, None);
+            }
+            Some(Peer::Connected(_)) => self.turn(token, Connection::readable),
+        }
+    }
+
+    /// Lets a connection do something and sees to what follows from it.
+    fn turn(
+        &mut self,
+        token: Token,
+        step: fn(&mut Connection, &mut dyn Service, &mut Scratch) -> Turn,
+    ) {
+        let Some(Peer::Connected(connection)) = self.peers.get_mut(token) else {
+            return;
+        };
+        let was_deferred = connection.deadline().is_some();
+        let result = step(connection, &mut *self.service, &mut self.scratch);
+        self.after(token, result, was_deferred);
+    }
+
+    fn after(&mut self, token: Token, result: Turn, was_deferred: bool) {
+        match result {
+            Turn::Idle => {}
+            Turn::More if self.pending.contains(&token) => {}
+            Turn::More => self.pending.push(token),
+            Turn::Deferred if was_deferred => {}
+            Turn::Deferred => self.defer(token),
+            Turn::Close(reason) => self.disconnect(token, reason),
+        }
+    }
+
+    /// Notes a deferred request and asks once more: what it waits for may have come between the
+    /// service's look and the moment from which wakers see the request.
+    fn defer(&mut self, token: Token) {
+        self.deferred.push(token);
+        self.shared
+            .deferred
+            .store(self.deferred.len(), Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        self.ask_again(token, false);
+    }
+
+    fn ask_deferred(&mut self, woken: bool) {
+        let now = Instant::now();
+        for token in self.deferred.clone() {
+            let Some(deadline) = self.peers.get(token).and_then(Peer::deadline) else {
+                continue;
+            };
+            let last = deadline <= now;
+            if woken || last {
+                self.ask_again(token, last);
+            }
+        }
+        self.forget_answered();
+    }
+
+    fn ask_again(&mut self, token: Token, last: bool) {
+        let Some(Peer::Connected(connection)) = self.peers.get_mut(token) else {
+            return;
+        };
+        let result = connection.ask_again(&mut *self.service, &mut self.scratch, last);
+        // A request behind the answered one may be deferred in turn: the token stands in the list.
+        self.after(token, result, true);
+        self.forget_answered();
+    }
+
+    fn forget_answered(&mut self) {
+        let peers = &self.peers;
+        self.deferred
+            .retain(|token| peers.get(*token).is_some_and(|p| p.deadline().is_some()));
+        self.shared
+            .deferred
+            .store(self.deferred.len(), Ordering::Relaxed);
+    }
+
+    fn count(&mut self, read_only: bool) -> &mut usize {
+        if read_only {
+            &mut self.read_only
+        } else {
+            &mut self.full
+        }
+    }
+
+    fn disconnect(&mut self, token: Token, reason: Option<&'static str>) {
+        let Some(Peer::Connected(connection)) = self.peers.remove(token) else {
+            return;
+        };
+        let client = *connection.client();
+        *self.count(client.read_only) -= 1;
+        if let Some(reason) = reason {
+            self.complain(|| {
+                tracing::warn!(target: "ipcs", "request returned error ({}/qb): {reason}, pid {}, uid {}",
+                    connection.dir().name(), client.pid, client.uid);
+            });
+        }
+        connection.close();
+    }
+
+    /// Writes a log line that a client caused, if there were not too many of them.
+    fn complain(&mut self, write: impl FnOnce()) {
+        if let Some(left_out) = self.log.allow(Instant::now()) {
+            if left_out > 0 {
+                tracing::warn!(target: "ipcs", "{left_out} messages about clients left out");
+            }
+            write();
+        }
+    }
+
+    /// Ends what has lasted too long.
+    fn expire(&mut self, now: Instant) {
+        if self.paused.is_some_and(|until| until <= now) {
+            self.paused = None;
+            self.listen_for(EventFlags::IN);
+        }
+        while let Some((token, deadline)) = self.greetings.front().copied() {
+            let open = matches!(self.peers.get(token), Some(Peer::Greeting(_)));
+            if open && deadline > now {
+                break;
+            }
+            self.greetings.pop_front();
+            if open {
+                self.peers.remove(token);
+            }
+        }
+    }
+
+    /// Name first, so that nobody comes in; then all clients learn it, then the files go.
+    fn shut_down(self) {
+        let Self {
+            listener, peers, ..
+        } = self;
+        drop(listener);
+        let connections = peers.into_connections();
+        for connection in &connections {
+            connection.close();
+        }
+        drop(connections);
+    }
+}

@@ -1,0 +1,247 @@
+use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::AtomicI32;
+use std::time::Instant;
+
+use compat_tests::shm::Peer;
+
+use super::*;
+use crate::ipc::{Answer, Client};
+
+const LIMIT: Duration = Duration::from_secs(5);
+
+/// 1: answered at once. 2: answered when `open` is set, with -1 when it never is. 3: never
+/// answered. 4: blocks for 300 ms.
+struct Gate {
+    open: Arc<AtomicBool>,
+    asked: Arc<AtomicI32>,
+}
+
+impl Service for Gate {
+    fn handle(&mut self, _: &Client, message: &[u8], last: bool, out: &mut Vec<u8>) -> Answer {
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        match message[0] {
+            2 if self.open.load(Ordering::SeqCst) => {}
+            2 if last => return Answer::Reply(-1),
+            2 | 3 => return Answer::Later,
+            4 => std::thread::sleep(Duration::from_millis(300)),
+            _ => {}
+        }
+        out.extend_from_slice(&message[16..]);
+        Answer::Reply(0)
+    }
+}
+
+struct Setup {
+    name: String,
+    handle: ServerHandle,
+    open: Arc<AtomicBool>,
+    asked: Arc<AtomicI32>,
+}
+
+fn setup(name: &str) -> Setup {
+    let name = format!("u{}-{name}", std::process::id());
+    let (open, asked) = (
+        Arc::new(AtomicBool::new(false)),
+        Arc::new(AtomicI32::new(0)),
+    );
+    let gate = Gate {
+        open: Arc::clone(&open),
+        asked: Arc::clone(&asked),
+    };
+    let gid = rustix::process::getgid().as_raw();
+    let handle = Server::bind(&name, gid)
+        .unwrap()
+        .spawn(Box::new(gate))
+        .unwrap();
+    Setup {
+        name,
+        handle,
+        open,
+        asked,
+    }
+}
+
+#[test]
+fn names() {
+    for name in ["", "a/b", "a\0b", "..\n", &"x".repeat(65)] {
+        let error = Server::bind(name, 33).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EINVAL), "{name:?}");
+    }
+}
+
+#[test]
+fn a_name_is_taken_once() {
+    let Setup { name, handle, .. } = setup("once");
+    let error = Server::bind(&name, 33).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::EADDRINUSE));
+    handle.stop();
+    drop(Server::bind(&name, 33).unwrap());
+}
+
+#[test]
+fn stopping_disconnects_and_cleans() {
+    let Setup { name, handle, .. } = setup("stop");
+    let peers: Vec<Peer> = (0..20).map(|_| Peer::connect(&name).unwrap()).collect();
+    assert!(peers[0].directory().exists());
+    let start = Instant::now();
+    handle.stop();
+    assert!(start.elapsed() < STOP_LIMIT, "{:?}", start.elapsed());
+    for peer in &peers {
+        assert!(peer.is_closed_within(Duration::ZERO));
+        assert!(!peer.directory().exists());
+        assert_eq!(
+            peer.request
+                .get(compat_tests::shm::peer::REF_COUNT)
+                .unwrap(),
+            0
+        );
+    }
+}
+
+#[test]
+fn stopping_does_not_wait_for_a_service_that_blocks() {
+    let Setup { name, handle, .. } = setup("blocks");
+    let mut peer = Peer::connect(&name).unwrap();
+    peer.send(&compat_tests::shm::peer::message(4, &[]))
+        .unwrap();
+    std::thread::sleep(Duration::from_millis(20));
+    let start = Instant::now();
+    handle.stop();
+    assert!(start.elapsed() < 2 * STOP_LIMIT, "{:?}", start.elapsed());
+    assert!(peer.is_closed_within(LIMIT), "the thread ends all the same");
+}
+
+#[test]
+fn deferred_until_woken() {
+    let Setup {
+        name,
+        handle,
+        open,
+        asked,
+    } = setup("woken");
+    let mut peer = Peer::connect(&name).unwrap();
+    let mut other = Peer::connect(&name).unwrap();
+    let mut woken = 0;
+    for _ in 0..200 {
+        open.store(false, Ordering::SeqCst);
+        let before = asked.load(Ordering::SeqCst);
+        peer.send(&compat_tests::shm::peer::message(2, b"x"))
+            .unwrap();
+        while asked.load(Ordering::SeqCst) == before {
+            std::hint::spin_loop();
+        }
+        open.store(true, Ordering::SeqCst);
+        handle.waker().wake();
+        peer.await_responses(1, LIMIT).unwrap();
+        let answer = peer.take().unwrap();
+        woken += i32::from(answer.error == 0);
+        assert_eq!(other.ask(1, b"y", LIMIT).unwrap().payload, b"y");
+    }
+    // A thread may be held up for 100 ms between asking and opening, but not often.
+    assert!(woken >= 150, "{woken} of 200 woken in time");
+    handle.stop();
+}
+
+#[test]
+fn deferred_has_an_end_and_keeps_the_order() {
+    let Setup { name, handle, .. } = setup("end");
+    let mut peer = Peer::connect(&name).unwrap();
+    let mut other = Peer::connect(&name).unwrap();
+    let start = Instant::now();
+    for id in [2, 1, 3, 1] {
+        let message = compat_tests::shm::peer::message(id, b"z");
+        peer.request.write_chunk(&message).unwrap();
+    }
+    peer.post(4, 4).unwrap();
+    // Others are served meanwhile.
+    for _ in 0..10 {
+        assert_eq!(other.ask(1, b"y", LIMIT).unwrap().payload, b"y");
+    }
+    peer.await_responses(4, LIMIT).unwrap();
+    assert!(start.elapsed() >= 2 * DEFER_LIMIT);
+    let answers: Vec<(i32, i32)> = (0..4)
+        .map(|_| {
+            let answer = peer.take().unwrap();
+            (answer.id, answer.error)
+        })
+        .collect();
+    assert_eq!(answers, [(2, -1), (1, 0), (3, -5), (1, 0)]);
+    handle.stop();
+}
+
+#[test]
+fn a_client_that_goes_while_deferred() {
+    let Setup {
+        name, handle, open, ..
+    } = setup("goes");
+    for _ in 0..20 {
+        let mut peer = Peer::connect(&name).unwrap();
+        peer.send(&compat_tests::shm::peer::message(2, b"x"))
+            .unwrap();
+        let directory = peer.directory();
+        drop(peer);
+        while directory.exists() {
+            std::thread::yield_now();
+        }
+    }
+    open.store(true, Ordering::SeqCst);
+    handle.waker().wake();
+    assert_eq!(
+        Peer::connect(&name)
+            .unwrap()
+            .ask(2, b"w", LIMIT)
+            .unwrap()
+            .payload,
+        b"w"
+    );
+    handle.stop();
+}
+
+#[test]
+fn more_requests_than_one_turn() {
+    let Setup { name, handle, .. } = setup("turns");
+    let mut peer = Peer::connect(&name).unwrap();
+    for _ in 0..300 {
+        peer.request
+            .write_chunk(&compat_tests::shm::peer::message(1, b"many"))
+            .unwrap();
+    }
+    peer.post(300, 1).unwrap();
+    peer.await_responses(300, LIMIT).unwrap();
+    for _ in 0..300 {
+        assert_eq!(peer.take().unwrap().payload, b"many");
+    }
+    handle.stop();
+}
+
+#[test]
+fn socket_in_the_file_system() {
+    let dir = tempfile::tempdir().unwrap();
+    let name = format!("u{}-file", std::process::id());
+    let path = dir.path().join(&name);
+    std::fs::write(&path, b"left over").unwrap();
+    let gid = rustix::process::getgid().as_raw();
+    let gate = Gate {
+        open: Arc::default(),
+        asked: Arc::default(),
+    };
+    let server = Server::bind_in(Some(dir.path()), &name, gid).unwrap();
+    let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+    assert_eq!(mode & 0o7777, 0o777);
+    let error = Server::bind_in(Some(dir.path()), &name, gid).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::EADDRINUSE));
+
+    let handle = server.spawn(Box::new(gate)).unwrap();
+    let mut stream = UnixStream::connect(&path).unwrap();
+    stream
+        .write_all(&compat_tests::shm::peer::connect_request(-1, 0))
+        .unwrap();
+    let mut answer = vec![0u8; 12328];
+    stream.read_exact(&mut answer).unwrap();
+    assert_eq!((&answer[16..20], answer[24]), (&[0u8; 4][..], 1));
+    drop(stream);
+    handle.stop();
+    assert!(!path.exists());
+}

@@ -1,0 +1,162 @@
+//! The connection and its prepared statements as one value that threads can hand to each other.
+//!
+//! `rusqlite` ties statements to a borrowed connection, which only ever lets one thread use them.
+//! The change of a client is written by whichever thread has it in hand (`docs/adr/003`), so both
+//! live in one value here, behind one lock.
+#![allow(unsafe_code)]
+
+use std::mem::ManuallyDrop;
+use std::ptr::NonNull;
+use std::time::{Duration, Instant};
+
+use rusqlite::{Connection, Result, ffi};
+
+use super::commit::Writer;
+use crate::memdb::Change;
+
+/// Pages in the log from which on it is moved into the database (SQLite's own default).
+const CHECKPOINT_PAGES: usize = 1000;
+/// A transaction that follows another within this time keeps its read lock for the next one.
+const BURST: Duration = Duration::from_millis(20);
+
+/// The one connection that writes, with its statements.
+pub(super) struct Db {
+    /// Refers to `*conn`. Dropped before it.
+    writer: ManuallyDrop<Writer<'static>>,
+    /// From `Box::into_raw`; only ever lent out as a shared reference.
+    conn: NonNull<Connection>,
+    last_commit: Option<Instant>,
+    /// About how many pages were put into the log since the last checkpoint.
+    pages: usize,
+    /// The next transaction may start the log anew, and SQLite waits for the disk then.
+    fresh_log: bool,
+}
+
+// SAFETY: `Connection` is `Send`. What is not are the statements in `writer`, because they hold a
+// shared reference to it; but every reference to this connection is in this one value (nothing in
+// here gives one out), so they all move together, and `&mut self` everywhere keeps two threads from
+// using them at once. SQLite itself has no state of the thread in a connection (multi-thread mode:
+// one thread at a time).
+unsafe impl Send for Db {}
+
+impl Db {
+    /// Prepares the statements. From now on a lock of another process is an error at once: whoever
+    /// calls decides what waits.
+    pub(super) fn new(conn: Connection) -> Result<Self> {
+        conn.busy_timeout(Duration::ZERO)?;
+        let conn = NonNull::from(Box::leak(Box::new(conn)));
+        // SAFETY: the pointer comes from a box that was just leaked; the connection lives until
+        // `drop` or the error below takes it back, and nothing has a unique reference until then.
+        match Writer::new(unsafe { conn.as_ref() }) {
+            Ok(writer) => Ok(Db {
+                writer: ManuallyDrop::new(writer),
+                conn,
+                last_commit: None,
+                pages: 0,
+                fresh_log: true,
+            }),
+            Err(error) => {
+                // SAFETY: made by `Box::leak` above, and the writer that borrowed it was not made.
+                drop(unsafe { Box::from_raw(conn.as_ptr()) });
+                Err(error)
+            }
+        }
+    }
+
+    /// Writes all changes in one transaction. Never waits for a lock.
+    ///
+    /// # Errors
+    /// SQLite's; nothing of `changes` is in the database then.
+    pub(super) fn commit<'a>(
+        &mut self,
+        changes: impl DoubleEndedIterator<Item = &'a Change> + ExactSizeIterator + Clone,
+    ) -> Result<()> {
+        let now = Instant::now();
+        if self.last_commit.is_some_and(|last| now - last < BURST) {
+            // If that fails, so does the transaction, which reports it.
+            let _ = self.writer.hold_snapshot();
+        }
+        let mut done = self.writer.commit(changes.clone());
+        if self.writer.holds_snapshot() && done.as_ref().is_err_and(is_stale) {
+            // Another process wrote since the last transaction.
+            self.writer.release_snapshot();
+            done = self.writer.commit(changes);
+        }
+        match done {
+            Ok(pages) => {
+                self.pages += pages;
+                self.last_commit = Some(now);
+                self.fresh_log = false;
+                Ok(())
+            }
+            Err(error) => {
+                // In nobody's way while something is wrong.
+                self.writer.release_snapshot();
+                Err(error)
+            }
+        }
+    }
+
+    /// Will the next transaction perhaps wait for the disk?
+    pub(super) fn has_fresh_log(&self) -> bool {
+        self.fresh_log
+    }
+
+    /// Is the log long enough to be moved into the database?
+    pub(super) fn wants_checkpoint(&self) -> bool {
+        self.pages >= CHECKPOINT_PAGES
+    }
+
+    /// Moves the log into the database as far as readers allow; the rest waits for the next time.
+    ///
+    /// # Errors
+    /// SQLite's. The database is as good as before.
+    pub(super) fn checkpoint(&mut self) -> Result<()> {
+        self.release_snapshot();
+        self.pages = 0;
+        self.fresh_log = true;
+        // SAFETY: the connection lives as long as `self`, and is only shared.
+        unsafe { self.conn.as_ref() }.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))
+    }
+
+    /// Does this connection keep other processes from finishing a checkpoint?
+    pub(super) fn holds_snapshot(&self) -> bool {
+        self.writer.holds_snapshot()
+    }
+
+    /// Gives back the read lock that was kept for the next transaction.
+    pub(super) fn release_snapshot(&mut self) {
+        self.writer.release_snapshot();
+    }
+
+    /// Moves the log into the database and closes it.
+    ///
+    /// # Errors
+    /// SQLite's; everything committed is safe in the log then.
+    pub(super) fn close(self) -> Result<()> {
+        let mut this = ManuallyDrop::new(self);
+        // SAFETY: `this` is never dropped nor used again, so this is the only time for both parts,
+        // and in the right order: the statements go before the connection they refer to.
+        let conn = unsafe {
+            ManuallyDrop::drop(&mut this.writer);
+            Box::from_raw(this.conn.as_ptr())
+        };
+        conn.close().map_err(|(_, error)| error)
+    }
+}
+
+impl Drop for Db {
+    fn drop(&mut self) {
+        // SAFETY: as in `close`, which does not come here.
+        unsafe {
+            ManuallyDrop::drop(&mut self.writer);
+            drop(Box::from_raw(self.conn.as_ptr()));
+        }
+    }
+}
+
+/// The kept snapshot is not the newest any more: the transaction cannot be built on it.
+fn is_stale(error: &rusqlite::Error) -> bool {
+    matches!(error, rusqlite::Error::SqliteFailure(cause, _)
+        if cause.extended_code == ffi::SQLITE_BUSY_SNAPSHOT)
+}

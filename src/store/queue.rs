@@ -1,0 +1,329 @@
+//! The queue of changes, and who writes them: the thread that has just brought one, or the store
+//! thread (`docs/adr/003-inline-commit.md`).
+//!
+//! Whoever has the *turn* ([`Turn`]) writes what waits and looks into the queue again, under its
+//! lock, before giving the turn back. So a change that is queued under that lock is either seen by
+//! that last look, or was queued after the turn became free, and then whoever queued it finds it
+//! free. There is no third case: no change is forgotten.
+#![forbid(unsafe_code)]
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+use super::DOMAIN;
+use super::db::Db;
+use crate::memdb::{Change, Error};
+
+/// Called exactly once: the change is in the database ([`Ok`]), or it cannot be said when it will
+/// be ([`Error::Busy`], [`Error::Io`]).
+pub type Ticket = Box<dyn FnOnce(Result<(), Error>) + Send>;
+
+/// The most that is written in a thread of another trade before the store thread takes over:
+/// transactions in a row, changes in one, bytes of content in one.
+const INLINE_ROUNDS: usize = 4;
+const INLINE_CHANGES: usize = 32;
+const INLINE_BYTES: usize = 64 << 10;
+/// An empty queue keeps memory for that many changes.
+const KEPT_CAPACITY: usize = 64;
+
+pub(super) struct Pending {
+    pub(super) change: Change,
+    /// `None`: called, but not written yet.
+    ticket: Option<Ticket>,
+}
+
+impl Pending {
+    /// Calls the ticket if it was not yet. One that panics must not take the database from others.
+    pub(super) fn answer(&mut self, result: Result<(), Error>) {
+        if let Some(ticket) = self.ticket.take() {
+            if catch_unwind(AssertUnwindSafe(|| ticket(result))).is_err() {
+                log::error!(target: DOMAIN, "the answer to a change panicked");
+            }
+        }
+    }
+}
+
+/// Who writes now.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Turn {
+    #[default]
+    Free,
+    /// The thread that brought a change.
+    Inline,
+    /// The store thread; it may have to be woken for it.
+    Thread,
+}
+
+#[derive(Default)]
+pub(super) struct Queue {
+    pub(super) waiting: Vec<Pending>,
+    pub(super) turn: Turn,
+    /// What only the store thread does.
+    pub(super) checkpoint: bool,
+    /// The next transaction may wait for the disk: nothing for other threads.
+    pub(super) fresh_log: bool,
+    /// The connection keeps its read lock; the store thread ends that when `commits` stands still.
+    pub(super) snapshot: bool,
+    pub(super) commits: u64,
+    /// Nothing more is accepted; what waits is still written.
+    pub(super) closing: bool,
+    /// The store thread has ended.
+    pub(super) ended: bool,
+}
+
+impl Queue {
+    /// Is what waits too much for a thread that has other things to do?
+    fn is_long(&self) -> bool {
+        let size = |pending: &Pending| {
+            let data = pending
+                .change
+                .put
+                .as_ref()
+                .and_then(|row| row.data.as_ref());
+            data.map_or(0, |data| data.len())
+        };
+        self.waiting.len() > INLINE_CHANGES
+            || self.waiting.iter().map(size).sum::<usize>() > INLINE_BYTES
+    }
+}
+
+pub(super) struct Shared {
+    pub(super) queue: Mutex<Queue>,
+    /// Never waited for: only who has the turn takes it. `None` once the database is closed.
+    pub(super) db: Mutex<Option<Db>>,
+    /// Something for the store thread.
+    pub(super) work: Condvar,
+    /// The queue ran empty, or the thread has ended, or is in trouble.
+    pub(super) quiet: Condvar,
+    pub(super) errors: Arc<AtomicBool>,
+}
+
+impl Shared {
+    pub(super) fn new(db: Db) -> Self {
+        let queue = Queue {
+            fresh_log: true,
+            ..Queue::default()
+        };
+        Shared {
+            queue: Mutex::new(queue),
+            db: Mutex::new(Some(db)),
+            work: Condvar::new(),
+            quiet: Condvar::new(),
+            errors: Arc::default(),
+        }
+    }
+
+    /// Writes `batch` in one transaction.
+    pub(super) fn write(&self, batch: &[Pending]) -> rusqlite::Result<()> {
+        match &mut *self.db.lock() {
+            Some(db) => db.commit(batch.iter().map(|pending| &pending.change)),
+            // Not thinkable: it is closed when nothing waits and nothing more is accepted.
+            None => Err(rusqlite::Error::InvalidQuery),
+        }
+    }
+
+    /// Says of changes that nobody will write them.
+    pub(super) fn refuse(&self, changes: Vec<Pending>) {
+        if !changes.is_empty() {
+            self.errors.store(true, Ordering::Release);
+        }
+        for mut pending in changes {
+            pending.answer(Err(Error::Io));
+        }
+    }
+
+    /// Takes the turn if it is free and there is something to write that is fit for this thread.
+    fn take_turn(&self) -> Option<Inline<'_>> {
+        let mut queue = self.queue.lock();
+        if queue.turn != Turn::Free || queue.waiting.is_empty() || queue.ended {
+            return None;
+        }
+        if queue.fresh_log || queue.closing || queue.is_long() {
+            drop(queue);
+            self.work.notify_one();
+            return None;
+        }
+        queue.turn = Turn::Inline;
+        let batch = std::mem::take(&mut queue.waiting);
+        Some(Inline {
+            shared: self,
+            batch,
+        })
+    }
+
+    fn write_inline(&self) {
+        let Some(mut turn) = self.take_turn() else {
+            return;
+        };
+        for _ in 0..INLINE_ROUNDS {
+            if self.write(&turn.batch).is_err() {
+                // A lock of another process, a full disk: the store thread waits and reports.
+                return;
+            }
+            for mut pending in turn.batch.drain(..) {
+                pending.answer(Ok(()));
+            }
+            if !turn.next_round() {
+                return;
+            }
+        }
+    }
+}
+
+/// The turn of a thread of another trade. Given back when dropped, also by a panic; what is not
+/// written by then goes to the store thread, first in line.
+struct Inline<'a> {
+    shared: &'a Shared,
+    batch: Vec<Pending>,
+}
+
+impl Inline<'_> {
+    fn next_round(&mut self) -> bool {
+        let mut queue = self.shared.queue.lock();
+        let more = !queue.waiting.is_empty() && !queue.is_long();
+        if more {
+            std::mem::swap(&mut queue.waiting, &mut self.batch);
+        }
+        more
+    }
+}
+
+impl Drop for Inline<'_> {
+    fn drop(&mut self) {
+        let (checkpoint, snapshot) = match &*self.shared.db.lock() {
+            Some(db) => (db.wants_checkpoint(), db.holds_snapshot()),
+            None => (false, false),
+        };
+        let mut queue = self.shared.queue.lock();
+        put_back(&mut queue, &mut self.batch);
+        queue.commits += 1;
+        queue.checkpoint |= checkpoint;
+        let wake = !queue.waiting.is_empty() || queue.checkpoint || queue.closing;
+        queue.turn = if wake { Turn::Thread } else { Turn::Free };
+        // Also to begin to watch over the read lock.
+        if wake || snapshot && !queue.snapshot {
+            self.shared.work.notify_one();
+        }
+        queue.snapshot = snapshot;
+        self.shared.quiet.notify_all();
+        if queue.ended {
+            // Only thinkable after a panic of the store thread.
+            let left = std::mem::take(&mut queue.waiting);
+            drop(queue);
+            self.shared.refuse(left);
+        }
+    }
+}
+
+/// Puts what could not be written in front of what waits; keeps the memory of the batch otherwise.
+fn put_back(queue: &mut Queue, batch: &mut Vec<Pending>) {
+    if batch.is_empty() && (!queue.waiting.is_empty() || batch.capacity() > KEPT_CAPACITY) {
+        return;
+    }
+    batch.append(&mut queue.waiting);
+    std::mem::swap(&mut queue.waiting, batch);
+}
+
+/// Hands changes to the database. Cheap to clone.
+#[derive(Clone)]
+pub struct StoreHandle(pub(super) Arc<Shared>);
+
+/// A queued change that somebody has to write: [`Queued::write`], or else the store thread.
+#[must_use = "the change waits for it"]
+pub struct Queued<'a> {
+    shared: &'a Shared,
+    refused: Option<Ticket>,
+}
+
+impl Queued<'_> {
+    /// Writes everything that waits and calls the tickets, in this thread, unless another one is
+    /// at it (then that one does), or it may take long (then the store thread does). Takes some
+    /// ten microseconds, rarely up to a millisecond; never waits for another process.
+    ///
+    /// To be called without any lock: the tickets are called from here.
+    pub fn write(mut self) {
+        match self.refused.take() {
+            Some(ticket) => ticket(Err(Error::Io)),
+            None => self.shared.write_inline(),
+        }
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Queued<'_> {
+    fn drop(&mut self) {
+        if let Some(ticket) = self.refused.take() {
+            ticket(Err(Error::Io));
+        } else if self.shared.queue.lock().turn == Turn::Free {
+            self.shared.work.notify_one();
+        }
+    }
+}
+
+impl StoreHandle {
+    /// Queues a change; the caller gives it to the database after it has given back its locks.
+    /// Changes are written, and their tickets called, in the order of these calls.
+    pub fn queue(&self, change: Change, ticket: Ticket) -> Queued<'_> {
+        let mut queue = self.0.queue.lock();
+        let mut refused = None;
+        if queue.closing || queue.ended {
+            refused = Some(ticket);
+        } else {
+            let ticket = Some(ticket);
+            queue.waiting.push(Pending { change, ticket });
+        }
+        Queued {
+            shared: &self.0,
+            refused,
+        }
+    }
+
+    /// Queues a change for the store thread; never waits. All changes that wait together become
+    /// one transaction, in order; then their tickets are called in that order.
+    pub fn enqueue(&self, change: Change, ticket: Ticket) {
+        drop(self.queue(change, ticket));
+    }
+
+    /// Waits until everything queued so far is written and its tickets were called. Returns also
+    /// when the database is in trouble.
+    pub fn flush(&self) {
+        let mut queue = self.0.queue.lock();
+        while (queue.turn != Turn::Free || !queue.waiting.is_empty())
+            && !queue.ended
+            && !self.has_failed()
+        {
+            self.0.quiet.wait(&mut queue);
+        }
+    }
+
+    /// Writes what waits, closes the database (which removes its log) and ends the thread. True if
+    /// that was done within `limit`; if not, it goes on in the background, and everything
+    /// acknowledged is in the log already.
+    pub fn shutdown(&self, limit: Duration) -> bool {
+        let end = Instant::now() + limit;
+        let mut queue = self.0.queue.lock();
+        queue.closing = true;
+        self.0.work.notify_one();
+        while !queue.ended {
+            if self.0.quiet.wait_until(&mut queue, end).timed_out() {
+                return queue.ended;
+            }
+        }
+        true
+    }
+
+    /// The errors flag (database.md 9): set while the database cannot be written. No change may be
+    /// accepted then: memory is ahead of the database by what waits. Unlike in the C daemon it is
+    /// cleared when everything could be written after all.
+    pub fn errors(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.0.errors)
+    }
+
+    fn has_failed(&self) -> bool {
+        self.0.errors.load(Ordering::Acquire)
+    }
+}

@@ -1,0 +1,207 @@
+//! The store thread: what takes long (large groups, checkpoints) and what has to wait (locks of
+//! other processes, a full disk).
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use super::DOMAIN;
+use super::db::Db;
+use super::open::{Store, sqlite_text};
+use super::queue::{Pending, Shared, StoreHandle, Turn};
+use super::trouble::{Patience, Trouble};
+
+/// The read lock that a burst of transactions keeps is given back when none came for so long.
+const IDLE: Duration = Duration::from_millis(50);
+
+impl Store {
+    /// Starts the thread that writes to this database.
+    ///
+    /// # Errors
+    /// If the thread cannot be made, or the statements.
+    pub fn spawn(self) -> io::Result<StoreHandle> {
+        self.spawn_with(Patience::default())
+    }
+
+    pub(super) fn spawn_with(self, patience: Patience) -> io::Result<StoreHandle> {
+        let (conn, path) = self.into_parts();
+        let db = Db::new(conn).map_err(|error| io::Error::other(sqlite_text(&error)))?;
+        let shared = Arc::new(Shared::new(db));
+        let worker = Worker {
+            shared: Arc::clone(&shared),
+            path,
+            patience,
+        };
+        std::thread::Builder::new()
+            .name("store".to_owned())
+            .spawn(move || worker.run())?;
+        Ok(StoreHandle(shared))
+    }
+}
+
+/// What the thread does next.
+enum Job {
+    Write,
+    Checkpoint,
+    ReleaseSnapshot,
+    End,
+}
+
+struct Worker {
+    shared: Arc<Shared>,
+    path: PathBuf,
+    patience: Patience,
+}
+
+impl Worker {
+    fn run(&self) {
+        // However the thread ends: nobody waits for it any longer.
+        let _guard = Ending(&self.shared);
+        let mut batch: Vec<Pending> = Vec::new();
+        loop {
+            match self.next(&mut batch) {
+                Job::Write => self.persist(&mut batch),
+                Job::Checkpoint => self.with_db(|db| {
+                    if let Err(error) = db.checkpoint() {
+                        let text = sqlite_text(&error);
+                        log::warn!(target: DOMAIN, "checkpoint failed: {text}");
+                    }
+                }),
+                Job::ReleaseSnapshot => self.with_db(Db::release_snapshot),
+                Job::End => break,
+            }
+        }
+        let db = self.shared.db.lock().take();
+        if let Some(Err(error)) = db.map(Db::close) {
+            let text = sqlite_text(&error);
+            log::error!(target: DOMAIN, "closing the database failed: {text}");
+        }
+    }
+
+    fn with_db(&self, job: impl FnOnce(&mut Db)) {
+        if let Some(db) = &mut *self.shared.db.lock() {
+            job(db);
+        }
+    }
+
+    /// Waits for something to do, and takes the turn for it. The turn is given back while waiting.
+    fn next(&self, batch: &mut Vec<Pending>) -> Job {
+        let mut state = (false, false, false);
+        self.with_db(|db| {
+            state = (
+                db.has_fresh_log(),
+                db.wants_checkpoint(),
+                db.holds_snapshot(),
+            );
+        });
+        let mut queue = self.shared.queue.lock();
+        if queue.turn == Turn::Thread {
+            // Whoever else has the turn says so when giving it back.
+            queue.fresh_log = state.0;
+            queue.checkpoint = state.1;
+            queue.snapshot = state.2;
+        }
+        loop {
+            if queue.turn != Turn::Inline {
+                // The checkpoint first: under load there is always something waiting.
+                let job = if queue.checkpoint {
+                    Some(Job::Checkpoint)
+                } else if !queue.waiting.is_empty() {
+                    std::mem::swap(&mut queue.waiting, batch);
+                    Some(Job::Write)
+                } else if queue.closing {
+                    Some(Job::End)
+                } else {
+                    None
+                };
+                if let Some(job) = job {
+                    queue.turn = Turn::Thread;
+                    return job;
+                }
+                queue.turn = Turn::Free;
+                self.shared.quiet.notify_all();
+            }
+            if !queue.snapshot {
+                self.shared.work.wait(&mut queue);
+                continue;
+            }
+            let seen = queue.commits;
+            let idle = self.shared.work.wait_for(&mut queue, IDLE).timed_out();
+            if idle && queue.commits == seen && queue.turn == Turn::Free {
+                queue.turn = Turn::Thread;
+                return Job::ReleaseSnapshot;
+            }
+        }
+    }
+
+    /// Writes the batch and whatever comes meanwhile, however long that takes.
+    fn persist(&self, batch: &mut Vec<Pending>) {
+        let mut trouble: Option<Trouble> = None;
+        while let Err(error) = self.shared.write(batch) {
+            let trouble = trouble.get_or_insert_with(|| Trouble::new(&self.path, &self.patience));
+            if !self.endure(trouble, &error, batch) {
+                trouble.give_up(batch.len());
+                batch.clear();
+                return;
+            }
+        }
+        if let Some(trouble) = trouble {
+            self.shared.errors.store(false, Ordering::Release);
+            trouble.is_over(batch.len());
+        }
+        for mut pending in batch.drain(..) {
+            pending.answer(Ok(()));
+        }
+    }
+
+    /// After a failure: refuses new changes if it is more than a short lock, answers those who
+    /// have waited long enough, pauses, and takes in what came meanwhile. False: no more attempts.
+    fn endure(
+        &self,
+        trouble: &mut Trouble,
+        error: &rusqlite::Error,
+        batch: &mut Vec<Pending>,
+    ) -> bool {
+        let state = trouble.failed(error, batch.len(), Instant::now());
+        if state.refuse_new {
+            self.shared.errors.store(true, Ordering::Release);
+            self.shared.quiet.notify_all();
+        }
+        if let Some(answer) = state.answer {
+            for pending in batch.iter_mut() {
+                pending.answer(Err(answer));
+            }
+        }
+        let mut queue = self.shared.queue.lock();
+        if queue.closing && state.answer.is_some() {
+            return false;
+        }
+        // Woken early by the end only.
+        self.shared.work.wait_for(&mut queue, state.pause);
+        batch.append(&mut queue.waiting);
+        true
+    }
+}
+
+/// Marks the end of the thread and refuses what still waits.
+struct Ending<'a>(&'a Shared);
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        let mut queue = self.0.queue.lock();
+        queue.ended = true;
+        if queue.turn == Turn::Thread {
+            queue.turn = Turn::Free;
+        }
+        let left = std::mem::take(&mut queue.waiting);
+        self.0.quiet.notify_all();
+        drop(queue);
+        if std::thread::panicking() {
+            self.0.errors.store(true, Ordering::Release);
+        }
+        self.0.refuse(left);
+    }
+}
