@@ -21,6 +21,8 @@ use crate::replica::Applied;
 
 mod host;
 mod sync;
+#[cfg(test)]
+mod tests;
 pub mod wire;
 
 pub use host::TreeHost;

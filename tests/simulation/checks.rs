@@ -14,7 +14,7 @@ impl World {
         let majority = self.slots.len() / 2;
         let all = self.slots.len();
         let whole = |p: &Process| p.all_synced() && p.members() == all;
-        let quiet = (0..all).all(|node| self.cpg.waiting(node) == 0);
+        let quiet = (0..all).all(|node| self.cpg.up_to_date(node));
         self.formed |= quiet
             && self
                 .slots
@@ -27,7 +27,8 @@ impl World {
                 slot.print = (0, 0);
                 continue;
             };
-            if slot.fresh && process.members() > majority && process.all_synced() {
+            let solid = self.cpg.up_to_date(node) && process.members() > majority;
+            if slot.fresh && solid && process.all_synced() {
                 slot.fresh = false;
             }
             let version = process.tree().root_row().version;

@@ -89,6 +89,11 @@ impl Cpg {
             .unwrap_or(self.ports[node].current)
     }
 
+    /// A member that has seen everything.
+    pub fn up_to_date(&self, node: usize) -> bool {
+        self.ports[node].joined.is_some() && self.ports[node].inbox.is_empty()
+    }
+
     pub fn quorate(&self, node: usize) -> bool {
         self.ports[node].quorate
     }
