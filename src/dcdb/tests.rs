@@ -248,7 +248,7 @@ fn updates_that_do_not_fit_change_nothing() {
     let mut follower = quorate();
     let before = follower.host().encode_index();
     let mut damaged = leader();
-    damaged.process_states(&[], &mut ctx(0));
+    assert_eq!(damaged.process_states(&[], &mut ctx(0)), None);
     let states = [
         (ME, before.clone().into_boxed_slice()),
         (YOU, damaged.state(&mut ctx(0)).unwrap().into_boxed_slice()),
