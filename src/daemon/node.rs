@@ -105,7 +105,8 @@ impl Node {
             inodes,
         );
         let mount = mount(config, view)?;
-        announcer.set_barrier(Arc::new(mount.notifier.clone()));
+        let notifier = mount.notifier.clone().mounted_on(&config.mountpoint);
+        announcer.set_barrier(Arc::new(notifier));
 
         let ipc = match serve_ipc(config, www_gid, tree, status, &announcer, clock) {
             Ok(ipc) => ipc,

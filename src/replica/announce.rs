@@ -11,6 +11,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::thread::JoinHandle;
@@ -23,11 +24,23 @@ use crate::memdb::{Change, Effects};
 /// How long a question for versions waits for announcements before it gets the old ones.
 pub const PATIENCE: Duration = Duration::from_millis(100);
 
+/// How long a barrier may hold up all announcements. A process that may only list a directory can
+/// keep its lock for as long as it likes (its buffer for the listing need only be slow), so after
+/// this time the announcements go on without that barrier. The change itself is visible by then:
+/// its caller had to leave the directory before anybody else could lock it.
+const STUCK: Duration = Duration::from_secs(1);
+
 /// Makes a change visible that came through the mount and was answered before.
 pub trait Barrier: Send + Sync {
     /// Returns when the kernel has finished the operation. May take as long as another operation
     /// holds the directory.
     fn settle(&self, change: &Change);
+
+    /// Makes a change visible of which the kernel does not know. May take as long as [`settle`]
+    /// does, and as long as somebody else writes to the same file.
+    ///
+    /// [`settle`]: Barrier::settle
+    fn invalidate(&self, change: &Change);
 }
 
 /// Where announcements go: counters and guest list.
@@ -38,16 +51,35 @@ pub type Progress = Arc<dyn Fn() + Send + Sync>;
 type Waiter = Box<dyn FnOnce() + Send>;
 
 enum Job {
-    /// Settle the change, then announce its effects.
-    Change(Box<Change>),
+    /// Settle the change, which was answered at that moment, then announce its effects.
+    Change(Box<Change>, Instant),
+    /// Have the kernel forget what it changed, then announce.
+    Refused(Box<Change>),
     /// Announce only, in turn.
     Effects(Effects),
     Stop,
 }
 
+/// A change whose barrier is being waited for.
+struct Settling {
+    /// Which one, so that a thread finds out that it was overtaken.
+    number: u64,
+    since: Instant,
+    effects: Effects,
+}
+
+impl Settling {
+    fn is_stuck(&self) -> bool {
+        self.since.elapsed() >= STUCK
+    }
+}
+
 #[derive(Default)]
 struct Queues {
     jobs: VecDeque<Job>,
+    settling: Option<Settling>,
+    /// Number of the last [`Settling`].
+    settled: u64,
     /// Questions: (number of the announcement they wait for, deadline, what to call).
     waiters: Vec<(u64, Instant, Waiter)>,
     stopping: bool,
@@ -68,8 +100,69 @@ struct Shared {
 
 impl Shared {
     fn push(&self, job: Job) {
-        self.queues.lock().jobs.push_back(job);
+        let mut queues = self.queues.lock();
+        queues.jobs.push_back(job);
+        self.watch(&queues);
+        drop(queues);
         self.new_job.notify_one();
+    }
+
+    /// Has the patience thread see to a barrier that is stuck.
+    fn watch(&self, queues: &Queues) {
+        if queues.settling.as_ref().is_some_and(Settling::is_stuck) {
+            self.new_waiter.notify_one();
+        }
+    }
+
+    /// Waits for the kernel. `None` if another thread has taken over meanwhile: it announces the
+    /// change and all later ones.
+    fn settle(&self, barrier: &dyn Barrier, change: Change) -> Option<Effects> {
+        let mut queues = self.queues.lock();
+        queues.settled += 1;
+        let number = queues.settled;
+        queues.settling = Some(Settling {
+            number,
+            since: Instant::now(),
+            effects: change.effects.clone(),
+        });
+        drop(queues);
+        barrier.settle(&change);
+        let mut queues = self.queues.lock();
+        let own = queues.settling.take_if(|s| s.number == number);
+        own.map(|settling| settling.effects)
+    }
+
+    /// Announces. A panic in there must not end all announcements.
+    fn tell(&self, effects: &Effects) {
+        if catch_unwind(AssertUnwindSafe(|| (self.sink)(effects))).is_err() {
+            tracing::error!(target: "status", "bug: panic while announcing a change");
+        }
+    }
+}
+
+fn spawn(shared: &Arc<Shared>, name: &str, run: fn(&Arc<Shared>)) -> io::Result<JoinHandle<()>> {
+    let shared = shared.clone();
+    std::thread::Builder::new()
+        .name(name.into())
+        .spawn(move || run(&shared))
+}
+
+/// Leaves the thread whose barrier is stuck to itself: its change is announced next, by a new
+/// thread. The old one ends when its directory is free; those that wait behind it do not get stuck again.
+fn overtake(shared: &Arc<Shared>, queues: &mut Queues) {
+    let Some(stuck) = queues.settling.take_if(|s| s.is_stuck()) else {
+        return;
+    };
+    match spawn(shared, "notify", announce_loop) {
+        Ok(_) => {
+            tracing::warn!(
+                target: "status",
+                "a directory has been locked for {STUCK:?}, announcing changes without waiting for it"
+            );
+            queues.jobs.push_front(Job::Effects(stuck.effects));
+        }
+        // The next question tries again.
+        Err(_) => queues.settling = Some(stuck),
     }
 }
 
@@ -92,15 +185,9 @@ impl Announcer {
             progress: Mutex::new(None),
             barrier: Mutex::new(None),
         });
-        let spawn = |name: &str, run: fn(&Shared)| {
-            let shared = shared.clone();
-            std::thread::Builder::new()
-                .name(name.into())
-                .spawn(move || run(&shared))
-        };
         let threads = vec![
-            spawn("notify", announce_loop)?,
-            spawn("patience", patience_loop)?,
+            spawn(&shared, "notify", announce_loop)?,
+            spawn(&shared, "patience", patience_loop)?,
         ];
         Ok(Arc::new(Announcer {
             shared,
@@ -120,7 +207,11 @@ impl Announcer {
 
     /// Is an announcement under way?
     pub fn pending(&self) -> bool {
-        self.shared.made.load(SeqCst) != self.shared.promised.load(SeqCst)
+        let pending = self.shared.made.load(SeqCst) != self.shared.promised.load(SeqCst);
+        if pending {
+            self.shared.watch(&self.shared.queues.lock());
+        }
+        pending
     }
 
     /// Announces now, or behind those that are under way: their order decides what the guest list
@@ -130,7 +221,7 @@ impl Announcer {
             self.shared.promised.fetch_add(1, SeqCst);
             self.shared.push(Job::Effects(effects));
         } else {
-            (self.shared.sink)(&effects);
+            self.shared.tell(&effects);
         }
     }
 
@@ -139,7 +230,15 @@ impl Announcer {
     pub fn promise(&self, change: Box<Change>) -> impl FnOnce() + use<> {
         self.shared.promised.fetch_add(1, SeqCst);
         let shared = self.shared.clone();
-        move || shared.push(Job::Change(change))
+        move || shared.push(Job::Change(change, Instant::now()))
+    }
+
+    /// Announces a change whose caller is told that it failed, although it is in the tree and will
+    /// be in the database later: the kernel believes the caller and has to be corrected. To be
+    /// called **before** the answer.
+    pub fn refused(&self, change: Box<Change>) {
+        self.shared.promised.fetch_add(1, SeqCst);
+        self.shared.push(Job::Refused(change));
     }
 
     /// Calls `ready` when everything promised until now is announced: at once if nothing is under
@@ -175,7 +274,7 @@ impl Announcer {
     }
 }
 
-fn announce_loop(shared: &Shared) {
+fn announce_loop(shared: &Arc<Shared>) {
     loop {
         let job = {
             let mut queues = shared.queues.lock();
@@ -185,14 +284,26 @@ fn announce_loop(shared: &Shared) {
             queues.jobs.pop_front()
         };
         match job {
-            Some(Job::Change(change)) => {
+            Some(Job::Change(change, answered)) => {
+                // Behind others that were stuck, and nothing for the kernel to forget: whoever
+                // made this change is long done with it.
+                let done = change.put.is_some() && answered.elapsed() >= STUCK;
+                let barrier = shared.barrier.lock().clone().filter(|_| !done);
+                let effects = match barrier {
+                    Some(barrier) => shared.settle(&*barrier, *change),
+                    None => Some(change.effects),
+                };
+                let Some(effects) = effects else { return };
+                shared.tell(&effects);
+            }
+            Some(Job::Refused(change)) => {
                 let barrier = shared.barrier.lock().clone();
                 if let Some(barrier) = barrier {
-                    barrier.settle(&change);
+                    barrier.invalidate(&change);
                 }
-                (shared.sink)(&change.effects);
+                shared.tell(&change.effects);
             }
-            Some(Job::Effects(effects)) => (shared.sink)(&effects),
+            Some(Job::Effects(effects)) => shared.tell(&effects),
             Some(Job::Stop) | None => return,
         }
         let made = shared.made.fetch_add(1, SeqCst) + 1;
@@ -213,9 +324,10 @@ fn announce_loop(shared: &Shared) {
 
 /// Answers questions whose patience is over: a barrier can be held up by other users of the
 /// directory, and reads never wait for those.
-fn patience_loop(shared: &Shared) {
+fn patience_loop(shared: &Arc<Shared>) {
     let mut queues = shared.queues.lock();
     loop {
+        overtake(shared, &mut queues);
         let now = Instant::now();
         let stopping = queues.stopping;
         let waiting = std::mem::take(&mut queues.waiters);
@@ -241,104 +353,4 @@ fn patience_loop(shared: &Shared) {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::atomic::AtomicUsize;
-    use std::sync::mpsc;
-
-    use super::*;
-
-    struct Gate(Mutex<mpsc::Receiver<()>>);
-
-    impl Barrier for Gate {
-        fn settle(&self, _: &Change) {
-            let _ = self.0.lock().recv();
-        }
-    }
-
-    fn change() -> Box<Change> {
-        let root = crate::memdb::RootRow {
-            version: 2,
-            writer: 0,
-            mtime: 0,
-        };
-        let effects = Effects::default();
-        Box::new(Change {
-            delete: None,
-            put: None,
-            root,
-            removed: None,
-            inode: 2,
-            effects,
-        })
-    }
-
-    fn announcer() -> (Arc<Announcer>, Arc<AtomicUsize>) {
-        let count = Arc::new(AtomicUsize::new(0));
-        let counter = count.clone();
-        let sink = Arc::new(move |_: &Effects| {
-            counter.fetch_add(1, SeqCst);
-        });
-        (Announcer::start(sink).unwrap(), count)
-    }
-
-    #[test]
-    fn without_promises_nothing_waits() {
-        let (announcer, count) = announcer();
-        announcer.announce(Effects::default());
-        assert_eq!(count.load(SeqCst), 1);
-        let (tx, rx) = mpsc::channel();
-        announcer.when_announced(Box::new(move || tx.send(()).unwrap()));
-        rx.try_recv().unwrap();
-        announcer.stop();
-    }
-
-    #[test]
-    fn a_question_waits_for_the_promise_that_was_before_it() {
-        let (announcer, count) = announcer();
-        let (open, gate) = mpsc::channel();
-        announcer.set_barrier(Arc::new(Gate(Mutex::new(gate))));
-        let keep = announcer.promise(change());
-        assert!(announcer.pending());
-        keep();
-        let (tx, rx) = mpsc::channel();
-        let seen = count.clone();
-        announcer.when_announced(Box::new(move || tx.send(seen.load(SeqCst)).unwrap()));
-        assert!(rx.try_recv().is_err());
-        open.send(()).unwrap();
-        assert_eq!(rx.recv_timeout(Duration::from_secs(5)).unwrap(), 1);
-        announcer.stop();
-    }
-
-    #[test]
-    fn patience_ends_when_the_barrier_does_not() {
-        let (announcer, count) = announcer();
-        let (_open, gate) = mpsc::channel();
-        announcer.set_barrier(Arc::new(Gate(Mutex::new(gate))));
-        announcer.promise(change())();
-        let (tx, rx) = mpsc::channel();
-        announcer.when_announced(Box::new(move || tx.send(()).unwrap()));
-        rx.recv_timeout(Duration::from_secs(5)).unwrap();
-        assert_eq!(count.load(SeqCst), 0);
-        announcer.stop();
-    }
-
-    #[test]
-    fn later_announcements_stay_behind_earlier_promises() {
-        let order = Arc::new(Mutex::new(Vec::new()));
-        let log = order.clone();
-        let sink = Arc::new(move |e: &Effects| log.lock().push(e.guests.len()));
-        let announcer = Announcer::start(sink).unwrap();
-        let keep = announcer.promise(change());
-        keep();
-        let remove = crate::memdb::GuestEvent::Remove { vmid: 1 };
-        announcer.announce(Effects {
-            touched: Vec::new(),
-            guests: vec![remove],
-        });
-        let (tx, rx) = mpsc::channel();
-        announcer.when_announced(Box::new(move || tx.send(()).unwrap()));
-        rx.recv_timeout(Duration::from_secs(5)).unwrap();
-        assert_eq!(*order.lock(), [0, 1]);
-        announcer.stop();
-    }
-}
+mod tests;
