@@ -205,10 +205,12 @@ fn replies(actions: &[Act]) -> Vec<(u64, Result<usize, Refusal>)> {
 }
 
 fn logs(actions: &[Act]) -> Vec<&str> {
-    let text = |action| match action {
-        &Action::Log { ref text, .. } => Some(text.as_str()),
-        _ => None,
-    };
+    fn text(action: &Act) -> Option<&str> {
+        match action {
+            Action::Log { text, .. } => Some(text.as_str()),
+            _ => None,
+        }
+    }
     actions.iter().filter_map(text).collect()
 }
 
