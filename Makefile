@@ -27,11 +27,11 @@ lint: deps
 
 # libclang: the bindings of corosync are compared with its headers.
 unit: deps
-	REQUIRE_LIBCLANG=1 $(CARGO) test --locked --release --workspace --exclude compat-tests $(TEST_ARGS)
+	REQUIRE_LIBCLANG=1 $(CARGO) test --locked --workspace --exclude compat-tests $(TEST_ARGS)
 
 compat: build
 	PMXCFS_UNDER_TEST=$${PMXCFS_UNDER_TEST:-$(CURDIR)/target/release/pmxcfs} \
-	$(CARGO) test --locked --release -p compat-tests $(TEST_ARGS) -- --nocapture --test-threads=1
+	$(CARGO) test --locked -p compat-tests --no-fail-fast $(TEST_ARGS) -- --nocapture --test-threads=1
 
 bench: root build
 	PMXCFS_UNDER_TEST=$${PMXCFS_UNDER_TEST:-$(CURDIR)/target/release/pmxcfs} \

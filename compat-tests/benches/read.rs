@@ -1,7 +1,7 @@
 //! Reading what the kernel has cached, against tmpfs in the same round, and what it has not.
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)]
-use common::{before_others, headline, line, subjects};
+use common::{before_others, headline, line, one_cpu, subjects};
 use compat_tests::report::median;
 use compat_tests::{Daemon, Lab, Node, Subject, report};
 use std::fs::{self, File};
@@ -12,7 +12,9 @@ use std::time::Instant;
 mod common;
 
 const FILES: usize = 2000;
-const ROUNDS: usize = 25;
+/// Files are made anew for each sitting: where they lie in memory matters as much as anything.
+const SITTINGS: usize = 5;
+const ROUNDS: usize = 11;
 const COLD_ROUNDS: usize = 5;
 /// File systems of a node.
 const PLACES: [&str; 2] = ["/etc/pve/read", "/dev/shm/read"];
@@ -22,6 +24,11 @@ const KINDS: [&str; 3] = ["open+read+close", "stat", "listing, per entry"];
 type Times = [[Vec<f64>; KINDS.len()]; PLACES.len()];
 
 fn fill(dir: &Path) {
+    if dir.exists() {
+        fs::read_dir(dir)
+            .unwrap()
+            .for_each(|e| fs::remove_file(e.unwrap().path()).unwrap());
+    }
     fs::create_dir_all(dir).unwrap();
     for i in 0..FILES {
         fs::write(dir.join(name(i)), [b'r'; 1024]).unwrap();
@@ -70,31 +77,35 @@ fn cold(node: &Node, subject: &Subject, names: &[String]) -> f64 {
 }
 
 fn main() {
+    one_cpu();
     before_others();
     let subjects = subjects();
     headline(&format!(
-        "reading {FILES} files of 1 KiB, medians of {ROUNDS} rounds"
+        "reading {FILES} files of 1 KiB, one CPU, medians of {SITTINGS} times {ROUNDS} rounds"
     ));
     let lab = Lab::new(subjects.len());
     let start = |(i, subject)| (lab.node(i + 1), Daemon::local(&lab.node(i + 1), subject));
     let daemons: Vec<_> = subjects.iter().enumerate().map(start).collect();
-    for (node, _) in &daemons {
-        node.inside(|| PLACES.iter().for_each(|p| fill(Path::new(p))));
-    }
     let names: Vec<String> = (0..FILES).map(name).collect();
     let mut times: Vec<Times> = daemons.iter().map(|_| Times::default()).collect();
-    for n in 0..=ROUNDS {
+    for _ in 0..SITTINGS {
         for ((node, _), times) in daemons.iter().zip(&mut times) {
-            node.inside(|| round(&names, times));
-            if n == 0 {
-                *times = Times::default(); // that filled the caches
-            }
+            node.inside(|| {
+                PLACES.iter().for_each(|p| fill(Path::new(p)));
+                round(&names, &mut Times::default()); // fills the caches
+                (0..ROUNDS).for_each(|_| round(&names, times));
+            });
         }
     }
     for (kind, what) in KINDS.iter().enumerate() {
         let micros = |i: usize, place: usize| times.get(i).map(|t| median(&t[place][kind]));
         line(what, "us", micros(0, 0).unwrap(), micros(1, 0));
-        let of_tmpfs = |i: usize| Some(micros(i, 1)? / micros(i, 0)?);
+        // the two of one round were measured within milliseconds of each other
+        let of_tmpfs = |i: usize| {
+            let [daemon, tmpfs] = times.get(i)?.each_ref().map(|t| &t[kind]);
+            let ratios: Vec<f64> = daemon.iter().zip(tmpfs).map(|(d, t)| t / d).collect();
+            Some(median(&ratios))
+        };
         report(&format!(
             "{what}: tmpfs {:.2} us; ours at {:.2} x the speed of tmpfs; {}",
             micros(0, 1).unwrap(),

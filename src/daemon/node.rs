@@ -108,7 +108,8 @@ impl Node {
             inodes,
         );
         let mount = mount(config, view)?;
-        announcer.set_barrier(Arc::new(mount.notifier.clone()));
+        let notifier = mount.notifier.clone().mounted_on(&config.mountpoint);
+        announcer.set_barrier(Arc::new(notifier));
 
         let given_up = |err| {
             unmount(&config.mountpoint);

@@ -6,6 +6,7 @@
 //! * `view`     – the answers: names, attributes, content, changes
 //! * `inode`, `known` – inode numbers; what the kernel refers to
 //! * `attr`     – modes and attributes
+//! * `cached`   – what the kernel shows of a file, asked without a request
 //! * `notify`   – what the kernel has to forget when something changed that did not come through it
 //!
 //! The kernel keeps names, attributes and content for a day and is told what changed
@@ -17,6 +18,7 @@ use std::sync::Arc;
 
 mod adapter;
 mod attr;
+mod cached;
 mod counters;
 mod inode;
 mod known;

@@ -4,10 +4,15 @@
 //! it from a worker, nor from a thread that completes changes.
 #![forbid(unsafe_code)]
 
+use std::ffi::OsStr;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{SendError, Sender, channel};
+use std::time::{Duration, Instant};
 
+use super::cached;
 use super::inode::Link;
 use super::known::Inodes;
 use super::ops::{Ino, ROOT_INO};
@@ -28,12 +33,20 @@ pub trait Kernel: Send + Sync {
 /// A name that no client can create: it holds a slash.
 const NEVER: &[u8] = b"/";
 
+/// How long the process whose write was answered may take to bring the new size into the kernel's
+/// caches: it only has to get a processor.
+const SIZE_LIMIT: Duration = Duration::from_millis(50);
+/// Pause between two looks at it.
+const SIZE_PAUSE: Duration = Duration::from_micros(20);
+
 /// Keeps the kernel's caches true.
 #[derive(Clone)]
 pub struct Notifier {
     kernel: Arc<dyn Kernel>,
     inodes: Arc<Inodes>,
     tree: SharedTree,
+    /// Where the file system is mounted, if sizes are to be waited for.
+    mountpoint: Option<Arc<PathBuf>>,
 }
 
 impl Notifier {
@@ -42,6 +55,16 @@ impl Notifier {
             kernel,
             inodes,
             tree,
+            mountpoint: None,
+        }
+    }
+
+    /// Has [`Notifier::settle`] wait for the sizes of written files, too, as they are seen below
+    /// `mountpoint`.
+    pub fn mounted_on(self, mountpoint: &Path) -> Self {
+        Notifier {
+            mountpoint: Some(Arc::new(mountpoint.to_owned())),
+            ..self
         }
     }
 
@@ -104,10 +127,10 @@ impl Notifier {
     }
 
     /// A change that came through this mount: returns when the process that made it has brought
-    /// its name into the kernel's caches, which happens after the answer.
+    /// its name, or the size of the file, into the kernel's caches, which happens after the answer.
     pub fn settle(&self, change: &Change) {
         if !change.changes_names() {
-            return;
+            return self.settle_size(change);
         }
         let unlocked = change.removed.as_ref().is_some_and(|removed| {
             // A lock that expired is removed by setting its time; the kernel does not know.
@@ -121,6 +144,35 @@ impl Notifier {
                 self.kernel.inval_entry(dir, NEVER);
                 settled = Some(dir);
             }
+        }
+    }
+
+    /// Waits until readers are given all of what was written. Nothing but the size is missing: the
+    /// pages held the new content before we were asked. No notification waits for a write, so this
+    /// looks at the size until it is right.
+    fn settle_size(&self, change: &Change) {
+        let (Some(mountpoint), Some(row)) = (&self.mountpoint, &change.put) else {
+            return;
+        };
+        let Some(size) = row.data.as_ref().map(|data| data.len() as u64) else {
+            return;
+        };
+        let end = Instant::now() + SIZE_LIMIT;
+        loop {
+            let tree = self.tree.read();
+            // The kernel sends the next change of a file when it is done with the one before.
+            let last = tree
+                .get(row.inode)
+                .is_some_and(|e| e.version == row.version);
+            let Some(path) = tree.path_of(row.inode).filter(|_| last) else {
+                return;
+            };
+            drop(tree);
+            let path = mountpoint.join(OsStr::from_bytes(path.as_bytes()));
+            if cached::size(&path).is_none_or(|now| now == size) || Instant::now() >= end {
+                return;
+            }
+            std::thread::sleep(SIZE_PAUSE);
         }
     }
 

@@ -11,6 +11,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::thread::JoinHandle;
@@ -22,6 +23,12 @@ use crate::memdb::{Change, Effects};
 
 /// How long a question for versions waits for announcements before it gets the old ones.
 pub const PATIENCE: Duration = Duration::from_millis(100);
+
+/// How long a barrier may hold up all announcements. A process that may only list a directory can
+/// keep its lock for as long as it likes (its buffer for the listing need only be slow), so after
+/// this time the announcements go on without that barrier. The change itself is visible by then:
+/// its caller had to leave the directory before anybody else could lock it.
+const STUCK: Duration = Duration::from_secs(1);
 
 /// Makes changes visible through the mount. Each call may take as long as another operation holds
 /// the directory.
@@ -45,22 +52,61 @@ pub type Progress = Arc<dyn Fn() + Send + Sync>;
 
 type Waiter = Box<dyn FnOnce() + Send>;
 
-enum Job {
-    /// Settle the change, then announce its effects.
-    Change(Box<Change>),
-    /// Announce only, in turn.
-    Effects(Effects),
-    /// Have the kernel forget what the change touched.
+/// What the kernel has to be through with.
+enum Barred {
+    Settle(Box<Change>),
     Forget(Box<Change>),
-    /// Have the kernel forget the differences, then tell of the new tree.
-    Replaced(Vec<Change>, Waiter),
+    /// The differences of a tree that was replaced.
+    Differences(Vec<Change>),
     Quorum,
+}
+
+impl Barred {
+    fn pass(&self, barrier: &dyn Barrier) {
+        match self {
+            Barred::Settle(change) => barrier.settle(change),
+            Barred::Forget(change) => barrier.invalidate(change),
+            Barred::Differences(changes) => changes.iter().for_each(|c| barrier.invalidate(c)),
+            Barred::Quorum => barrier.quorum_changed(),
+        }
+    }
+}
+
+/// What is announced.
+enum News {
+    None,
+    Effects(Effects),
+    Call(Box<dyn FnOnce() + Send>),
+}
+
+enum Job {
+    /// Announce when the kernel is through with it.
+    Behind(Barred, News),
+    /// Announce only, in turn.
+    Tell(News),
     Stop,
+}
+
+/// News whose barrier is being waited for.
+struct Settling {
+    /// Which one, so that a thread finds out that it was overtaken.
+    number: u64,
+    since: Instant,
+    news: News,
+}
+
+impl Settling {
+    fn is_stuck(&self) -> bool {
+        self.since.elapsed() >= STUCK
+    }
 }
 
 #[derive(Default)]
 struct Queues {
     jobs: VecDeque<Job>,
+    settling: Option<Settling>,
+    /// Number of the last [`Settling`].
+    settled: u64,
     /// Questions: (number of the announcement they wait for, deadline, what to call).
     waiters: Vec<(u64, Instant, Waiter)>,
     stopping: bool,
@@ -81,8 +127,74 @@ struct Shared {
 
 impl Shared {
     fn push(&self, job: Job) {
-        self.queues.lock().jobs.push_back(job);
+        let mut queues = self.queues.lock();
+        queues.jobs.push_back(job);
+        self.watch(&queues);
+        drop(queues);
         self.new_job.notify_one();
+    }
+
+    /// Has the patience thread see to a barrier that is stuck.
+    fn watch(&self, queues: &Queues) {
+        if queues.settling.as_ref().is_some_and(Settling::is_stuck) {
+            self.new_waiter.notify_one();
+        }
+    }
+
+    /// Waits for the kernel. `None` if another thread has taken over meanwhile: it tells the news,
+    /// these and all later ones.
+    fn settle(&self, barrier: &dyn Barrier, barred: &Barred, news: News) -> Option<News> {
+        let mut queues = self.queues.lock();
+        queues.settled += 1;
+        let number = queues.settled;
+        queues.settling = Some(Settling {
+            number,
+            since: Instant::now(),
+            news,
+        });
+        drop(queues);
+        barred.pass(barrier);
+        let mut queues = self.queues.lock();
+        let own = queues.settling.take_if(|s| s.number == number);
+        own.map(|settling| settling.news)
+    }
+
+    /// Announces. A panic in there must not end all announcements.
+    fn tell(&self, news: News) {
+        let tell = || match news {
+            News::None => {}
+            News::Effects(effects) => (self.sink)(&effects),
+            News::Call(call) => call(),
+        };
+        if catch_unwind(AssertUnwindSafe(tell)).is_err() {
+            tracing::error!(target: "status", "bug: panic while announcing a change");
+        }
+    }
+}
+
+fn spawn(shared: &Arc<Shared>, name: &str, run: fn(&Arc<Shared>)) -> io::Result<JoinHandle<()>> {
+    let shared = shared.clone();
+    std::thread::Builder::new()
+        .name(name.into())
+        .spawn(move || run(&shared))
+}
+
+/// Leaves the thread whose barrier is stuck to itself: its change is announced next, by a new
+/// thread. The old one ends when its directory is free; there is at most one for each directory.
+fn overtake(shared: &Arc<Shared>, queues: &mut Queues) {
+    let Some(stuck) = queues.settling.take_if(|s| s.is_stuck()) else {
+        return;
+    };
+    match spawn(shared, "notify", announce_loop) {
+        Ok(_) => {
+            tracing::warn!(
+                target: "status",
+                "a directory has been locked for {STUCK:?}, announcing changes without waiting for it"
+            );
+            queues.jobs.push_front(Job::Tell(stuck.news));
+        }
+        // The next question tries again.
+        Err(_) => queues.settling = Some(stuck),
     }
 }
 
@@ -105,15 +217,9 @@ impl Announcer {
             progress: Mutex::new(None),
             barrier: Mutex::new(None),
         });
-        let spawn = |name: &str, run: fn(&Shared)| {
-            let shared = shared.clone();
-            std::thread::Builder::new()
-                .name(name.into())
-                .spawn(move || run(&shared))
-        };
         let threads = vec![
-            spawn("notify", announce_loop)?,
-            spawn("patience", patience_loop)?,
+            spawn(&shared, "notify", announce_loop)?,
+            spawn(&shared, "patience", patience_loop)?,
         ];
         Ok(Arc::new(Announcer {
             shared,
@@ -133,7 +239,11 @@ impl Announcer {
 
     /// Is an announcement under way?
     pub fn pending(&self) -> bool {
-        self.shared.made.load(SeqCst) != self.shared.promised.load(SeqCst)
+        let pending = self.shared.made.load(SeqCst) != self.shared.promised.load(SeqCst);
+        if pending {
+            self.shared.watch(&self.shared.queues.lock());
+        }
+        pending
     }
 
     /// Announces now, or behind those that are under way: their order decides what the guest list
@@ -141,9 +251,9 @@ impl Announcer {
     pub fn announce(&self, effects: Effects) {
         if self.pending() {
             self.shared.promised.fetch_add(1, SeqCst);
-            self.shared.push(Job::Effects(effects));
+            self.shared.push(Job::Tell(News::Effects(effects)));
         } else {
-            (self.shared.sink)(&effects);
+            self.shared.tell(News::Effects(effects));
         }
     }
 
@@ -152,28 +262,33 @@ impl Announcer {
     pub fn promise(&self, change: Box<Change>) -> impl FnOnce() + use<> {
         self.shared.promised.fetch_add(1, SeqCst);
         let shared = self.shared.clone();
-        move || shared.push(Job::Change(change))
+        move || {
+            let news = News::Effects(change.effects.clone());
+            shared.push(Job::Behind(Barred::Settle(change), news));
+        }
+    }
+
+    fn behind(&self, barred: Barred, news: News) {
+        self.shared.promised.fetch_add(1, SeqCst);
+        self.shared.push(Job::Behind(barred, news));
     }
 
     /// A change of another node, or of this one whose caller was told that it is unknown: the kernel
     /// forgets what it touched. To be called at once, for readers; its effects are announced later,
     /// in turn.
     pub fn forget(&self, change: Box<Change>) {
-        self.shared.promised.fetch_add(1, SeqCst);
-        self.shared.push(Job::Forget(change));
+        self.behind(Barred::Forget(change), News::None);
     }
 
     /// The tree was replaced by another one. `differences` are what the kernel has to forget; their
     /// effects are not announced, `tell` is called instead.
     pub fn replaced(&self, differences: Vec<Change>, tell: Box<dyn FnOnce() + Send>) {
-        self.shared.promised.fetch_add(1, SeqCst);
-        self.shared.push(Job::Replaced(differences, tell));
+        self.behind(Barred::Differences(differences), News::Call(tell));
     }
 
     /// The quorum came or went, and whoever asks is told so already.
     pub fn quorum_changed(&self) {
-        self.shared.promised.fetch_add(1, SeqCst);
-        self.shared.push(Job::Quorum);
+        self.behind(Barred::Quorum, News::None);
     }
 
     /// Calls `ready` when everything promised until now is announced: at once if nothing is under
@@ -209,7 +324,7 @@ impl Announcer {
     }
 }
 
-fn announce_loop(shared: &Shared) {
+fn announce_loop(shared: &Arc<Shared>) {
     loop {
         let job = {
             let mut queues = shared.queues.lock();
@@ -218,26 +333,17 @@ fn announce_loop(shared: &Shared) {
             }
             queues.jobs.pop_front()
         };
-        let barrier = shared.barrier.lock().clone();
-        let barrier = barrier.as_deref();
         match job {
-            Some(Job::Change(change)) => {
-                barrier.inspect(|barrier| barrier.settle(&change));
-                (shared.sink)(&change.effects);
+            Some(Job::Behind(barred, news)) => {
+                let barrier = shared.barrier.lock().clone();
+                let news = match barrier {
+                    Some(barrier) => shared.settle(&*barrier, &barred, news),
+                    None => Some(news),
+                };
+                let Some(news) = news else { return };
+                shared.tell(news);
             }
-            Some(Job::Forget(change)) => {
-                barrier.inspect(|barrier| barrier.invalidate(&change));
-            }
-            Some(Job::Replaced(changes, tell)) => {
-                if let Some(barrier) = barrier {
-                    changes.iter().for_each(|change| barrier.invalidate(change));
-                }
-                tell();
-            }
-            Some(Job::Quorum) => {
-                barrier.inspect(|barrier| barrier.quorum_changed());
-            }
-            Some(Job::Effects(effects)) => (shared.sink)(&effects),
+            Some(Job::Tell(news)) => shared.tell(news),
             Some(Job::Stop) | None => return,
         }
         let made = shared.made.fetch_add(1, SeqCst) + 1;
@@ -258,9 +364,10 @@ fn announce_loop(shared: &Shared) {
 
 /// Answers questions whose patience is over: a barrier can be held up by other users of the
 /// directory, and reads never wait for those.
-fn patience_loop(shared: &Shared) {
+fn patience_loop(shared: &Arc<Shared>) {
     let mut queues = shared.queues.lock();
     loop {
+        overtake(shared, &mut queues);
         let now = Instant::now();
         let stopping = queues.stopping;
         let waiting = std::mem::take(&mut queues.waiters);
@@ -388,6 +495,62 @@ mod tests {
         (0..3).for_each(|_| open.send(()).unwrap());
         // Of a replaced tree no effects are announced, but the new one is told of.
         assert_eq!(rx.recv_timeout(Duration::from_secs(5)).unwrap(), 1);
+        announcer.stop();
+    }
+
+    #[test]
+    fn a_barrier_that_hangs_does_not_hold_up_announcements_for_ever() {
+        let order = Arc::new(Mutex::new(Vec::new()));
+        let log = order.clone();
+        let sink = Arc::new(move |e: &Effects| log.lock().push(e.guests.len()));
+        let announcer = Announcer::start(sink).unwrap();
+        let (open, gate) = mpsc::channel();
+        announcer.set_barrier(Arc::new(Gate(Mutex::new(gate))));
+        announcer.promise(change())();
+        let remove = crate::memdb::GuestEvent::Remove { vmid: 1 };
+        announcer.announce(Effects {
+            touched: Vec::new(),
+            guests: vec![remove],
+        });
+        let end = Instant::now() + STUCK * 10;
+        // As the IPC thread asks: it leaves no waiter.
+        while announcer.pending() {
+            assert!(Instant::now() < end, "nothing is announced");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        assert_eq!(*order.lock(), [0, 1]);
+        // Free at last: announced once only, and later changes wait for their barriers again.
+        open.send(()).unwrap();
+        announcer.promise(change())();
+        let (tx, rx) = mpsc::channel();
+        announcer.when_announced(Box::new(move || tx.send(()).unwrap()));
+        open.send(()).unwrap();
+        rx.recv_timeout(Duration::from_secs(5)).unwrap();
+        assert_eq!(*order.lock(), [0, 1, 0]);
+        announcer.stop();
+    }
+
+    #[test]
+    fn a_panic_in_the_sink_does_not_end_announcements() {
+        let count = Arc::new(AtomicUsize::new(0));
+        let counter = count.clone();
+        let sink = Arc::new(move |_: &Effects| {
+            assert!(counter.fetch_add(1, SeqCst) > 0, "the first one fails");
+        });
+        let announcer = Announcer::start(sink).unwrap();
+        let (open, gate) = mpsc::channel();
+        announcer.set_barrier(Arc::new(Gate(Mutex::new(gate))));
+        for _ in 0..2 {
+            announcer.promise(change())();
+            open.send(()).unwrap();
+        }
+        // Writing the backtrace may take longer than a question waits.
+        let end = Instant::now() + Duration::from_secs(20);
+        while announcer.pending() {
+            assert!(Instant::now() < end, "the second one is not announced");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        assert_eq!(count.load(SeqCst), 2);
         announcer.stop();
     }
 

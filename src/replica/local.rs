@@ -121,14 +121,10 @@ fn finish(
     done: Done,
 ) {
     match announce.filter(|_| result.is_ok()) {
-        Some(change) if change.changes_names() => {
+        Some(change) => {
             let keep = announcer.promise(change);
             done(result);
             keep();
-        }
-        Some(change) => {
-            announcer.announce(change.effects);
-            done(result);
         }
         None => done(result),
     }

@@ -250,8 +250,9 @@ impl Status {
 
     /// Content of `.members` (status.md 4).
     pub fn members_text(&self) -> Arc<[u8]> {
-        let quorate = self.quorate();
         let core = &mut *self.core.lock();
+        // With the lock held: else a text with the state before could be kept after the change.
+        let quorate = self.quorate();
         let Core {
             members,
             members_text,
