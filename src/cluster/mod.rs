@@ -52,11 +52,6 @@ use self::driver::{Core, NodeStatus};
 use self::group::{Channel, Group};
 use self::inbox::Inbox;
 
-/// Time between two checksum rounds (cluster-protocol.md 7.4).
-pub const VERIFY_EVERY: Duration = Duration::from_secs(3600);
-/// Longest wait of a writer (`--write-timeout`).
-pub const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
-
 type Observers = Arc<Mutex<Vec<Arc<dyn Observer>>>>;
 
 /// What a node of a cluster is made of.
@@ -71,8 +66,10 @@ pub struct Parts {
     pub node_ip: String,
     /// The host's corosync.conf.
     pub host_conf: PathBuf,
+    /// Longest wait of a writer; then it gets EBUSY.
     pub write_timeout: Duration,
-    /// `None`: only by [`Cluster::verify`].
+    /// Time between two checksum rounds (cluster-protocol.md 7.4). `None`: only by
+    /// [`Cluster::verify`].
     pub verify_every: Option<Duration>,
 }
 

@@ -88,7 +88,7 @@ impl Node {
         let replication = if local {
             Replication::local(common)
         } else {
-            Replication::cluster(common, node_ip)?
+            Replication::cluster(common, node_ip, config)?
         };
         let dots = StatusDots {
             status: status.clone(),

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::StartError;
+use super::{Config, StartError};
 use crate::cluster::{self, Cluster, ClusterReplica, Prepared};
 use crate::ipc::service::{NoPeers, StatusReplica};
 use crate::replica::local::{Clock, Parts};
@@ -57,7 +57,7 @@ impl Replication {
     }
 
     /// A node of a cluster, not quorate until corosync says so.
-    pub fn cluster(common: Common, node_ip: IpAddr) -> Result<Self, StartError> {
+    pub fn cluster(common: Common, node_ip: IpAddr, config: &Config) -> Result<Self, StartError> {
         let Common {
             tree,
             store,
@@ -74,8 +74,8 @@ impl Replication {
             status,
             node_ip: node_ip.to_string(),
             host_conf: HOST_COROSYNC_CONF.into(),
-            write_timeout: cluster::WRITE_TIMEOUT,
-            verify_every: Some(cluster::VERIFY_EVERY),
+            write_timeout: config.write_timeout,
+            verify_every: Some(config.verify_interval),
         });
         prepared
             .map(Replication::Prepared)
