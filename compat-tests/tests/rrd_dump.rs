@@ -27,7 +27,7 @@ fn values_and_dump(subject: &Subject) {
     let (_lab, node) = Lab::single();
     let daemon = Daemon::local(&node, subject);
     let client = Client::new(&node, ROOT);
-    let mut checker = Checker::new(subject, "rrd");
+    let mut checker = Checker::new(subject, "rrd-dump");
     let text = fs::read_to_string(golden("status/rrd/requests-all-cases.txt")).unwrap();
     for line in text.lines().filter(|l| l.starts_with("rrd/")) {
         let [key, value, result] = line.split('\t').collect::<Vec<_>>()[..] else {

@@ -30,18 +30,22 @@ pub const PATIENCE: Duration = Duration::from_millis(100);
 /// its caller had to leave the directory before anybody else could lock it.
 const STUCK: Duration = Duration::from_secs(1);
 
-/// Makes changes visible through the mount. Each call may take as long as another operation holds
-/// the directory.
+/// Makes changes visible through the mount.
 pub trait Barrier: Send + Sync {
     /// A change that came through the mount and was answered before: returns when the kernel has
-    /// finished the operation.
+    /// finished the operation. May take as long as another operation holds the directory.
     fn settle(&self, change: &Change);
 
-    /// A change that did not come through the mount: returns when the kernel has forgotten what it
-    /// changed.
+    /// Makes a change visible of which the kernel does not know. May take as long as [`settle`]
+    /// does, and as long as somebody else writes to the same file.
+    ///
+    /// [`settle`]: Barrier::settle
     fn invalidate(&self, change: &Change);
 
-    /// This node may (not) write any more: the kernel has to forget all modes.
+    /// This node may (not) write any more: the kernel has to forget all modes. May take as long as
+    /// [`settle`] does.
+    ///
+    /// [`settle`]: Barrier::settle
     fn quorum_changed(&self);
 }
 
@@ -54,7 +58,8 @@ type Waiter = Box<dyn FnOnce() + Send>;
 
 /// What the kernel has to be through with.
 enum Barred {
-    Settle(Box<Change>),
+    /// A change that was answered at that moment.
+    Settle(Box<Change>, Instant),
     Forget(Box<Change>),
     /// The differences of a tree that was replaced.
     Differences(Vec<Change>),
@@ -64,11 +69,18 @@ enum Barred {
 impl Barred {
     fn pass(&self, barrier: &dyn Barrier) {
         match self {
-            Barred::Settle(change) => barrier.settle(change),
+            Barred::Settle(change, _) => barrier.settle(change),
             Barred::Forget(change) => barrier.invalidate(change),
             Barred::Differences(changes) => changes.iter().for_each(|c| barrier.invalidate(c)),
             Barred::Quorum => barrier.quorum_changed(),
         }
+    }
+
+    /// Behind others that were stuck, and nothing for the kernel to forget: whoever made this change
+    /// is long done with it.
+    fn is_done(&self) -> bool {
+        matches!(self, Barred::Settle(change, answered)
+            if change.put.is_some() && answered.elapsed() >= STUCK)
     }
 }
 
@@ -180,7 +192,7 @@ fn spawn(shared: &Arc<Shared>, name: &str, run: fn(&Arc<Shared>)) -> io::Result<
 }
 
 /// Leaves the thread whose barrier is stuck to itself: its change is announced next, by a new
-/// thread. The old one ends when its directory is free; there is at most one for each directory.
+/// thread. The old one ends when its directory is free; those that wait behind it do not get stuck again.
 fn overtake(shared: &Arc<Shared>, queues: &mut Queues) {
     let Some(stuck) = queues.settling.take_if(|s| s.is_stuck()) else {
         return;
@@ -264,7 +276,8 @@ impl Announcer {
         let shared = self.shared.clone();
         move || {
             let news = News::Effects(change.effects.clone());
-            shared.push(Job::Behind(Barred::Settle(change), news));
+            let barred = Barred::Settle(change, Instant::now());
+            shared.push(Job::Behind(barred, news));
         }
     }
 
@@ -289,6 +302,14 @@ impl Announcer {
     /// The quorum came or went, and whoever asks is told so already.
     pub fn quorum_changed(&self) {
         self.behind(Barred::Quorum, News::None);
+    }
+
+    /// Announces a change whose caller is told that it failed, although it is in the tree and will
+    /// be in the database later: the kernel believes the caller and has to be corrected. To be
+    /// called **before** the answer.
+    pub fn refused(&self, change: Box<Change>) {
+        let news = News::Effects(change.effects.clone());
+        self.behind(Barred::Forget(change), news);
     }
 
     /// Calls `ready` when everything promised until now is announced: at once if nothing is under
@@ -336,7 +357,7 @@ fn announce_loop(shared: &Arc<Shared>) {
         match job {
             Some(Job::Behind(barred, news)) => {
                 let barrier = shared.barrier.lock().clone();
-                let news = match barrier {
+                let news = match barrier.filter(|_| !barred.is_done()) {
                     Some(barrier) => shared.settle(&*barrier, &barred, news),
                     None => Some(news),
                 };
@@ -393,184 +414,4 @@ fn patience_loop(shared: &Arc<Shared>) {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::atomic::AtomicUsize;
-    use std::sync::mpsc;
-
-    use super::*;
-
-    struct Gate(Mutex<mpsc::Receiver<()>>);
-
-    impl Barrier for Gate {
-        fn settle(&self, _: &Change) {
-            let _ = self.0.lock().recv();
-        }
-        fn invalidate(&self, change: &Change) {
-            self.settle(change);
-        }
-        fn quorum_changed(&self) {}
-    }
-
-    fn change() -> Box<Change> {
-        let root = crate::memdb::RootRow {
-            version: 2,
-            writer: 0,
-            mtime: 0,
-        };
-        let effects = Effects::default();
-        Box::new(Change {
-            delete: None,
-            put: None,
-            root,
-            removed: None,
-            inode: 2,
-            effects,
-        })
-    }
-
-    fn announcer() -> (Arc<Announcer>, Arc<AtomicUsize>) {
-        let count = Arc::new(AtomicUsize::new(0));
-        let counter = count.clone();
-        let sink = Arc::new(move |_: &Effects| {
-            counter.fetch_add(1, SeqCst);
-        });
-        (Announcer::start(sink).unwrap(), count)
-    }
-
-    #[test]
-    fn without_promises_nothing_waits() {
-        let (announcer, count) = announcer();
-        announcer.announce(Effects::default());
-        assert_eq!(count.load(SeqCst), 1);
-        let (tx, rx) = mpsc::channel();
-        announcer.when_announced(Box::new(move || tx.send(()).unwrap()));
-        rx.try_recv().unwrap();
-        announcer.stop();
-    }
-
-    #[test]
-    fn a_question_waits_for_the_promise_that_was_before_it() {
-        let (announcer, count) = announcer();
-        let (open, gate) = mpsc::channel();
-        announcer.set_barrier(Arc::new(Gate(Mutex::new(gate))));
-        let keep = announcer.promise(change());
-        assert!(announcer.pending());
-        keep();
-        let (tx, rx) = mpsc::channel();
-        let seen = count.clone();
-        announcer.when_announced(Box::new(move || tx.send(seen.load(SeqCst)).unwrap()));
-        assert!(rx.try_recv().is_err());
-        open.send(()).unwrap();
-        assert_eq!(rx.recv_timeout(Duration::from_secs(5)).unwrap(), 1);
-        announcer.stop();
-    }
-
-    #[test]
-    fn patience_ends_when_the_barrier_does_not() {
-        let (announcer, count) = announcer();
-        let (_open, gate) = mpsc::channel();
-        announcer.set_barrier(Arc::new(Gate(Mutex::new(gate))));
-        announcer.promise(change())();
-        let (tx, rx) = mpsc::channel();
-        announcer.when_announced(Box::new(move || tx.send(()).unwrap()));
-        rx.recv_timeout(Duration::from_secs(5)).unwrap();
-        assert_eq!(count.load(SeqCst), 0);
-        announcer.stop();
-    }
-
-    #[test]
-    fn changes_of_others_are_announced_after_the_kernel_forgot() {
-        let (announcer, count) = announcer();
-        let (open, gate) = mpsc::channel();
-        announcer.set_barrier(Arc::new(Gate(Mutex::new(gate))));
-        announcer.forget(change());
-        announcer.announce(Effects::default());
-        assert!(announcer.pending());
-        let seen = count.clone();
-        let (tx, rx) = mpsc::channel();
-        let told = Box::new(move || tx.send(seen.load(SeqCst)).unwrap());
-        announcer.replaced(vec![*change(), *change()], told);
-        announcer.quorum_changed();
-        assert!(rx.recv_timeout(Duration::from_millis(20)).is_err());
-        (0..3).for_each(|_| open.send(()).unwrap());
-        // Of a replaced tree no effects are announced, but the new one is told of.
-        assert_eq!(rx.recv_timeout(Duration::from_secs(5)).unwrap(), 1);
-        announcer.stop();
-    }
-
-    #[test]
-    fn a_barrier_that_hangs_does_not_hold_up_announcements_for_ever() {
-        let order = Arc::new(Mutex::new(Vec::new()));
-        let log = order.clone();
-        let sink = Arc::new(move |e: &Effects| log.lock().push(e.guests.len()));
-        let announcer = Announcer::start(sink).unwrap();
-        let (open, gate) = mpsc::channel();
-        announcer.set_barrier(Arc::new(Gate(Mutex::new(gate))));
-        announcer.promise(change())();
-        let remove = crate::memdb::GuestEvent::Remove { vmid: 1 };
-        announcer.announce(Effects {
-            touched: Vec::new(),
-            guests: vec![remove],
-        });
-        let end = Instant::now() + STUCK * 10;
-        // As the IPC thread asks: it leaves no waiter.
-        while announcer.pending() {
-            assert!(Instant::now() < end, "nothing is announced");
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        assert_eq!(*order.lock(), [0, 1]);
-        // Free at last: announced once only, and later changes wait for their barriers again.
-        open.send(()).unwrap();
-        announcer.promise(change())();
-        let (tx, rx) = mpsc::channel();
-        announcer.when_announced(Box::new(move || tx.send(()).unwrap()));
-        open.send(()).unwrap();
-        rx.recv_timeout(Duration::from_secs(5)).unwrap();
-        assert_eq!(*order.lock(), [0, 1, 0]);
-        announcer.stop();
-    }
-
-    #[test]
-    fn a_panic_in_the_sink_does_not_end_announcements() {
-        let count = Arc::new(AtomicUsize::new(0));
-        let counter = count.clone();
-        let sink = Arc::new(move |_: &Effects| {
-            assert!(counter.fetch_add(1, SeqCst) > 0, "the first one fails");
-        });
-        let announcer = Announcer::start(sink).unwrap();
-        let (open, gate) = mpsc::channel();
-        announcer.set_barrier(Arc::new(Gate(Mutex::new(gate))));
-        for _ in 0..2 {
-            announcer.promise(change())();
-            open.send(()).unwrap();
-        }
-        // Writing the backtrace may take longer than a question waits.
-        let end = Instant::now() + Duration::from_secs(20);
-        while announcer.pending() {
-            assert!(Instant::now() < end, "the second one is not announced");
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        assert_eq!(count.load(SeqCst), 2);
-        announcer.stop();
-    }
-
-    #[test]
-    fn later_announcements_stay_behind_earlier_promises() {
-        let order = Arc::new(Mutex::new(Vec::new()));
-        let log = order.clone();
-        let sink = Arc::new(move |e: &Effects| log.lock().push(e.guests.len()));
-        let announcer = Announcer::start(sink).unwrap();
-        let keep = announcer.promise(change());
-        keep();
-        let remove = crate::memdb::GuestEvent::Remove { vmid: 1 };
-        announcer.announce(Effects {
-            touched: Vec::new(),
-            guests: vec![remove],
-        });
-        let (tx, rx) = mpsc::channel();
-        announcer.when_announced(Box::new(move || tx.send(()).unwrap()));
-        rx.recv_timeout(Duration::from_secs(5)).unwrap();
-        assert_eq!(*order.lock(), [0, 1]);
-        announcer.stop();
-    }
-}
+mod tests;
