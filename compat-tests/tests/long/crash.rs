@@ -1,6 +1,4 @@
 //! SIGKILL at random moments under writers: every acknowledged change is there afterwards.
-#![forbid(unsafe_code)]
-#![allow(clippy::unwrap_used)]
 use compat_tests::report::{median, ms};
 use compat_tests::{Daemon, Lab, Node, Subject, dbfile, model, on_both, report};
 use std::collections::BTreeMap;
