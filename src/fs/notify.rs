@@ -35,9 +35,9 @@ const NEVER: &[u8] = b"/";
 
 /// How long the process whose write was answered may take to bring the new size into the kernel's
 /// caches: it only has to get a processor.
-const SIZE_LIMIT: Duration = Duration::from_millis(50);
-/// Pause between two looks at it.
-const SIZE_PAUSE: Duration = Duration::from_micros(20);
+const SIZE_LIMIT: Duration = Duration::from_millis(250);
+/// First and longest pause between two looks at it.
+const SIZE_PAUSES: [Duration; 2] = [Duration::from_micros(20), Duration::from_millis(1)];
 
 /// Keeps the kernel's caches true.
 #[derive(Clone)]
@@ -157,7 +157,11 @@ impl Notifier {
         let Some(size) = row.data.as_ref().map(|data| data.len() as u64) else {
             return;
         };
+        let Some(ino) = self.inodes.lock().numbers.known_number(row.inode) else {
+            return;
+        };
         let end = Instant::now() + SIZE_LIMIT;
+        let [mut pause, longest] = SIZE_PAUSES;
         loop {
             let tree = self.tree.read();
             // The kernel sends the next change of a file when it is done with the one before.
@@ -169,10 +173,11 @@ impl Notifier {
             };
             drop(tree);
             let path = mountpoint.join(OsStr::from_bytes(path.as_bytes()));
-            if cached::size(&path).is_none_or(|now| now == size) || Instant::now() >= end {
+            if cached::size(&path, ino).is_none_or(|now| now == size) || Instant::now() >= end {
                 return;
             }
-            std::thread::sleep(SIZE_PAUSE);
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(longest);
         }
     }
 
@@ -245,6 +250,10 @@ impl Refresher {
 impl crate::replica::Barrier for Notifier {
     fn settle(&self, change: &Change) {
         Notifier::settle(self, change);
+    }
+
+    fn invalidate(&self, change: &Change) {
+        Notifier::invalidate(self, change);
     }
 }
 

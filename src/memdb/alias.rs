@@ -15,6 +15,18 @@ use super::tree::Tree;
 /// Bytes of the true name an alias may hold: the kernel refuses names beyond 1,024 bytes.
 const ALIAS_NAME_MAX: usize = 900;
 
+/// Stands between the true name and the inode in hexadecimal digits.
+const MARK: &[u8] = b".duplicate-";
+
+/// The name an alias stands for; any other name as it is. Only what decides about access asks so: a
+/// directory keeps its secrets when it loses its name.
+pub(super) fn true_name(name: &[u8]) -> &[u8] {
+    match name.windows(MARK.len()).rposition(|part| part == MARK) {
+        Some(at) => &name[..at],
+        None => name,
+    }
+}
+
 /// What decides between two entries of one name: the greater one has it.
 pub(super) fn rank(inode: Inode, entry: &Entry) -> (u64, u32, Inode) {
     (entry.version, entry.mtime, inode)
@@ -26,7 +38,8 @@ impl Tree {
         let entry = self.entries.get(&inode)?;
         let (dir, own) = (entry.parent, &entry.name);
         let mut alias = own[..own.len().min(ALIAS_NAME_MAX)].to_vec();
-        alias.extend_from_slice(format!(".duplicate-{inode:X}").as_bytes());
+        alias.extend_from_slice(MARK);
+        alias.extend_from_slice(format!("{inode:X}").as_bytes());
         while self.child(dir, &alias).is_some() {
             alias.push(b'~');
         }

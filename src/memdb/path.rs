@@ -3,6 +3,8 @@
 
 use std::fmt;
 
+use super::alias::true_name;
+
 /// A normalised path: components joined by `/`, no empty component; empty for the root.
 ///
 /// `.` and `..` are kept as they are: whoever creates entries has to refuse them.
@@ -111,9 +113,10 @@ impl TreePath {
         }
     }
 
-    /// True for `priv` and `nodes/<any>/priv` and everything below them (filesystem.md 3).
+    /// True for `priv` and `nodes/<any>/priv` and everything below them (filesystem.md 3), also
+    /// when such a directory is served under an alias.
     pub fn is_private(&self) -> bool {
-        let mut parts = self.components();
+        let mut parts = self.components().map(true_name);
         match parts.next() {
             Some(b"priv") => true,
             Some(b"nodes") => {

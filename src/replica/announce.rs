@@ -35,6 +35,12 @@ pub trait Barrier: Send + Sync {
     /// Returns when the kernel has finished the operation. May take as long as another operation
     /// holds the directory.
     fn settle(&self, change: &Change);
+
+    /// Makes a change visible of which the kernel does not know. May take as long as [`settle`]
+    /// does, and as long as somebody else writes to the same file.
+    ///
+    /// [`settle`]: Barrier::settle
+    fn invalidate(&self, change: &Change);
 }
 
 /// Where announcements go: counters and guest list.
@@ -45,8 +51,10 @@ pub type Progress = Arc<dyn Fn() + Send + Sync>;
 type Waiter = Box<dyn FnOnce() + Send>;
 
 enum Job {
-    /// Settle the change, then announce its effects.
-    Change(Box<Change>),
+    /// Settle the change, which was answered at that moment, then announce its effects.
+    Change(Box<Change>, Instant),
+    /// Have the kernel forget what it changed, then announce.
+    Refused(Box<Change>),
     /// Announce only, in turn.
     Effects(Effects),
     Stop,
@@ -140,7 +148,7 @@ fn spawn(shared: &Arc<Shared>, name: &str, run: fn(&Arc<Shared>)) -> io::Result<
 }
 
 /// Leaves the thread whose barrier is stuck to itself: its change is announced next, by a new
-/// thread. The old one ends when its directory is free; there is at most one for each directory.
+/// thread. The old one ends when its directory is free; those that wait behind it do not get stuck again.
 fn overtake(shared: &Arc<Shared>, queues: &mut Queues) {
     let Some(stuck) = queues.settling.take_if(|s| s.is_stuck()) else {
         return;
@@ -222,7 +230,15 @@ impl Announcer {
     pub fn promise(&self, change: Box<Change>) -> impl FnOnce() + use<> {
         self.shared.promised.fetch_add(1, SeqCst);
         let shared = self.shared.clone();
-        move || shared.push(Job::Change(change))
+        move || shared.push(Job::Change(change, Instant::now()))
+    }
+
+    /// Announces a change whose caller is told that it failed, although it is in the tree and will
+    /// be in the database later: the kernel believes the caller and has to be corrected. To be
+    /// called **before** the answer.
+    pub fn refused(&self, change: Box<Change>) {
+        self.shared.promised.fetch_add(1, SeqCst);
+        self.shared.push(Job::Refused(change));
     }
 
     /// Calls `ready` when everything promised until now is announced: at once if nothing is under
@@ -268,14 +284,24 @@ fn announce_loop(shared: &Arc<Shared>) {
             queues.jobs.pop_front()
         };
         match job {
-            Some(Job::Change(change)) => {
-                let barrier = shared.barrier.lock().clone();
+            Some(Job::Change(change, answered)) => {
+                // Behind others that were stuck, and nothing for the kernel to forget: whoever
+                // made this change is long done with it.
+                let done = change.put.is_some() && answered.elapsed() >= STUCK;
+                let barrier = shared.barrier.lock().clone().filter(|_| !done);
                 let effects = match barrier {
                     Some(barrier) => shared.settle(&*barrier, *change),
                     None => Some(change.effects),
                 };
                 let Some(effects) = effects else { return };
                 shared.tell(&effects);
+            }
+            Some(Job::Refused(change)) => {
+                let barrier = shared.barrier.lock().clone();
+                if let Some(barrier) = barrier {
+                    barrier.invalidate(&change);
+                }
+                shared.tell(&change.effects);
             }
             Some(Job::Effects(effects)) => shared.tell(&effects),
             Some(Job::Stop) | None => return,
@@ -327,160 +353,4 @@ fn patience_loop(shared: &Arc<Shared>) {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::atomic::AtomicUsize;
-    use std::sync::mpsc;
-
-    use super::*;
-
-    struct Gate(Mutex<mpsc::Receiver<()>>);
-
-    impl Barrier for Gate {
-        fn settle(&self, _: &Change) {
-            let _ = self.0.lock().recv();
-        }
-    }
-
-    fn change() -> Box<Change> {
-        let root = crate::memdb::RootRow {
-            version: 2,
-            writer: 0,
-            mtime: 0,
-        };
-        let effects = Effects::default();
-        Box::new(Change {
-            delete: None,
-            put: None,
-            root,
-            removed: None,
-            inode: 2,
-            effects,
-        })
-    }
-
-    fn announcer() -> (Arc<Announcer>, Arc<AtomicUsize>) {
-        let count = Arc::new(AtomicUsize::new(0));
-        let counter = count.clone();
-        let sink = Arc::new(move |_: &Effects| {
-            counter.fetch_add(1, SeqCst);
-        });
-        (Announcer::start(sink).unwrap(), count)
-    }
-
-    #[test]
-    fn without_promises_nothing_waits() {
-        let (announcer, count) = announcer();
-        announcer.announce(Effects::default());
-        assert_eq!(count.load(SeqCst), 1);
-        let (tx, rx) = mpsc::channel();
-        announcer.when_announced(Box::new(move || tx.send(()).unwrap()));
-        rx.try_recv().unwrap();
-        announcer.stop();
-    }
-
-    #[test]
-    fn a_question_waits_for_the_promise_that_was_before_it() {
-        let (announcer, count) = announcer();
-        let (open, gate) = mpsc::channel();
-        announcer.set_barrier(Arc::new(Gate(Mutex::new(gate))));
-        let keep = announcer.promise(change());
-        assert!(announcer.pending());
-        keep();
-        let (tx, rx) = mpsc::channel();
-        let seen = count.clone();
-        announcer.when_announced(Box::new(move || tx.send(seen.load(SeqCst)).unwrap()));
-        assert!(rx.try_recv().is_err());
-        open.send(()).unwrap();
-        assert_eq!(rx.recv_timeout(Duration::from_secs(5)).unwrap(), 1);
-        announcer.stop();
-    }
-
-    #[test]
-    fn patience_ends_when_the_barrier_does_not() {
-        let (announcer, count) = announcer();
-        let (_open, gate) = mpsc::channel();
-        announcer.set_barrier(Arc::new(Gate(Mutex::new(gate))));
-        announcer.promise(change())();
-        let (tx, rx) = mpsc::channel();
-        announcer.when_announced(Box::new(move || tx.send(()).unwrap()));
-        rx.recv_timeout(Duration::from_secs(5)).unwrap();
-        assert_eq!(count.load(SeqCst), 0);
-        announcer.stop();
-    }
-
-    #[test]
-    fn a_barrier_that_hangs_does_not_hold_up_announcements_for_ever() {
-        let order = Arc::new(Mutex::new(Vec::new()));
-        let log = order.clone();
-        let sink = Arc::new(move |e: &Effects| log.lock().push(e.guests.len()));
-        let announcer = Announcer::start(sink).unwrap();
-        let (open, gate) = mpsc::channel();
-        announcer.set_barrier(Arc::new(Gate(Mutex::new(gate))));
-        announcer.promise(change())();
-        let remove = crate::memdb::GuestEvent::Remove { vmid: 1 };
-        announcer.announce(Effects {
-            touched: Vec::new(),
-            guests: vec![remove],
-        });
-        let end = Instant::now() + STUCK * 10;
-        // As the IPC thread asks: it leaves no waiter.
-        while announcer.pending() {
-            assert!(Instant::now() < end, "nothing is announced");
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        assert_eq!(*order.lock(), [0, 1]);
-        // Free at last: announced once only, and later changes wait for their barriers again.
-        open.send(()).unwrap();
-        announcer.promise(change())();
-        let (tx, rx) = mpsc::channel();
-        announcer.when_announced(Box::new(move || tx.send(()).unwrap()));
-        open.send(()).unwrap();
-        rx.recv_timeout(Duration::from_secs(5)).unwrap();
-        assert_eq!(*order.lock(), [0, 1, 0]);
-        announcer.stop();
-    }
-
-    #[test]
-    fn a_panic_in_the_sink_does_not_end_announcements() {
-        let count = Arc::new(AtomicUsize::new(0));
-        let counter = count.clone();
-        let sink = Arc::new(move |_: &Effects| {
-            assert!(counter.fetch_add(1, SeqCst) > 0, "the first one fails");
-        });
-        let announcer = Announcer::start(sink).unwrap();
-        let (open, gate) = mpsc::channel();
-        announcer.set_barrier(Arc::new(Gate(Mutex::new(gate))));
-        for _ in 0..2 {
-            announcer.promise(change())();
-            open.send(()).unwrap();
-        }
-        // Writing the backtrace may take longer than a question waits.
-        let end = Instant::now() + Duration::from_secs(20);
-        while announcer.pending() {
-            assert!(Instant::now() < end, "the second one is not announced");
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        assert_eq!(count.load(SeqCst), 2);
-        announcer.stop();
-    }
-
-    #[test]
-    fn later_announcements_stay_behind_earlier_promises() {
-        let order = Arc::new(Mutex::new(Vec::new()));
-        let log = order.clone();
-        let sink = Arc::new(move |e: &Effects| log.lock().push(e.guests.len()));
-        let announcer = Announcer::start(sink).unwrap();
-        let keep = announcer.promise(change());
-        keep();
-        let remove = crate::memdb::GuestEvent::Remove { vmid: 1 };
-        announcer.announce(Effects {
-            touched: Vec::new(),
-            guests: vec![remove],
-        });
-        let (tx, rx) = mpsc::channel();
-        announcer.when_announced(Box::new(move || tx.send(()).unwrap()));
-        rx.recv_timeout(Duration::from_secs(5)).unwrap();
-        assert_eq!(*order.lock(), [0, 1]);
-        announcer.stop();
-    }
-}
+mod tests;

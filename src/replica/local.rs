@@ -40,6 +40,10 @@ impl LocalReplica {
     pub fn new(parts: Parts) -> Self {
         let quorate = AtomicBool::new(parts.quorate);
         let failed = parts.store.errors();
+        let announcer = parts.announcer.clone();
+        parts
+            .store
+            .on_refusal(move |change| announcer.refused(Box::new(change.clone())));
         LocalReplica {
             parts,
             quorate,
@@ -63,7 +67,7 @@ impl LocalReplica {
     fn apply(&self, op: &Op, done: Done) {
         let now = (self.parts.clock)();
         let mut tree = self.parts.tree.write();
-        let mut change = match tree.apply_local(op, now) {
+        let change = match tree.apply_local(op, now) {
             Ok(change) => change,
             Err(err) => {
                 drop(tree);
@@ -76,7 +80,6 @@ impl LocalReplica {
         let announce = self
             .must_tell(op, &change)
             .then(|| Box::new(change.clone()));
-        change.effects = Effects::default();
         let applied = Applied {
             inode: change.inode,
         };

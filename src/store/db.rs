@@ -19,6 +19,17 @@ const CHECKPOINT_PAGES: usize = 1000;
 /// A transaction that follows another within this time keeps its read lock for the next one.
 const BURST: Duration = Duration::from_millis(20);
 
+/// State of the connection between two transactions.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct State {
+    /// The next transaction may start the log anew, and SQLite waits for the disk then.
+    pub fresh_log: bool,
+    /// The log is long enough to be moved into the database.
+    pub long_log: bool,
+    /// A read lock is kept that stops other processes from finishing a checkpoint.
+    pub snapshot: bool,
+}
+
 /// The one connection that writes, with its statements.
 pub(super) struct Db {
     /// Refers to `*conn`. Dropped before it.
@@ -28,7 +39,6 @@ pub(super) struct Db {
     last_commit: Option<Instant>,
     /// About how many pages were put into the log since the last checkpoint.
     pages: usize,
-    /// The next transaction may start the log anew, and SQLite waits for the disk then.
     fresh_log: bool,
 }
 
@@ -97,14 +107,13 @@ impl Db {
         }
     }
 
-    /// Will the next transaction perhaps wait for the disk?
-    pub(super) fn has_fresh_log(&self) -> bool {
-        self.fresh_log
-    }
-
-    /// Is the log long enough to be moved into the database?
-    pub(super) fn wants_checkpoint(&self) -> bool {
-        self.pages >= CHECKPOINT_PAGES
+    /// What those who plan the next step have to know.
+    pub(super) fn state(&self) -> State {
+        State {
+            fresh_log: self.fresh_log,
+            long_log: self.pages >= CHECKPOINT_PAGES,
+            snapshot: self.writer.holds_snapshot(),
+        }
     }
 
     /// Moves the log into the database as far as readers allow; the rest waits for the next time.
@@ -117,11 +126,6 @@ impl Db {
         self.fresh_log = true;
         // SAFETY: the connection lives as long as `self`, and is only shared.
         unsafe { self.conn.as_ref() }.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))
-    }
-
-    /// Does this connection keep other processes from finishing a checkpoint?
-    pub(super) fn holds_snapshot(&self) -> bool {
-        self.writer.holds_snapshot()
     }
 
     /// Gives back the read lock that was kept for the next transaction.

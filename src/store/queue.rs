@@ -8,14 +8,14 @@
 #![forbid(unsafe_code)]
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
 use super::DOMAIN;
-use super::db::Db;
+use super::db::{Db, State};
 use crate::memdb::{Change, Error};
 
 /// Called exactly once: the change is in the database ([`Ok`]), or it cannot be said when it will
@@ -29,6 +29,9 @@ const INLINE_CHANGES: usize = 32;
 const INLINE_BYTES: usize = 64 << 10;
 /// An empty queue keeps memory for that many changes.
 const KEPT_CAPACITY: usize = 64;
+
+/// Called with a change before its ticket says that it failed, although it stays queued.
+type OnRefusal = Box<dyn Fn(&Change) + Send + Sync>;
 
 pub(super) struct Pending {
     pub(super) change: Change,
@@ -62,12 +65,9 @@ pub(super) enum Turn {
 pub(super) struct Queue {
     pub(super) waiting: Vec<Pending>,
     pub(super) turn: Turn,
-    /// What only the store thread does.
-    pub(super) checkpoint: bool,
-    /// The next transaction may wait for the disk: nothing for other threads.
-    pub(super) fresh_log: bool,
-    /// The connection keeps its read lock; the store thread ends that when `commits` stands still.
-    pub(super) snapshot: bool,
+    /// Of the connection, when the turn was last given back.
+    pub(super) db: State,
+    /// Transactions written inline: when that stands still, a burst is over.
     pub(super) commits: u64,
     /// Nothing more is accepted; what waits is still written.
     pub(super) closing: bool,
@@ -100,12 +100,14 @@ pub(super) struct Shared {
     /// The queue ran empty, or the thread has ended, or is in trouble.
     pub(super) quiet: Condvar,
     pub(super) errors: Arc<AtomicBool>,
+    on_refusal: OnceLock<OnRefusal>,
 }
 
 impl Shared {
     pub(super) fn new(db: Db) -> Self {
         let queue = Queue {
-            fresh_log: true,
+            // Which gives it back when it has started.
+            turn: Turn::Thread,
             ..Queue::default()
         };
         Shared {
@@ -114,6 +116,7 @@ impl Shared {
             work: Condvar::new(),
             quiet: Condvar::new(),
             errors: Arc::default(),
+            on_refusal: OnceLock::new(),
         }
     }
 
@@ -124,6 +127,20 @@ impl Shared {
             // Not thinkable: it is closed when nothing waits and nothing more is accepted.
             None => Err(rusqlite::Error::InvalidQuery),
         }
+    }
+
+    /// Tells those who still wait that they wait in vain. Their changes stay.
+    pub(super) fn send_away(&self, batch: &mut [Pending], answer: Error) {
+        for pending in batch.iter_mut().filter(|pending| pending.ticket.is_some()) {
+            if let Some(on_refusal) = self.on_refusal.get() {
+                on_refusal(&pending.change);
+            }
+            pending.answer(Err(answer));
+        }
+    }
+
+    pub(super) fn db_state(&self) -> State {
+        self.db.lock().as_ref().map(Db::state).unwrap_or_default()
     }
 
     /// Says of changes that nobody will write them.
@@ -142,7 +159,7 @@ impl Shared {
         if queue.turn != Turn::Free || queue.waiting.is_empty() || queue.ended {
             return None;
         }
-        if queue.fresh_log || queue.closing || queue.is_long() {
+        if queue.db.fresh_log || queue.closing || queue.is_long() {
             drop(queue);
             self.work.notify_one();
             return None;
@@ -194,21 +211,18 @@ impl Inline<'_> {
 
 impl Drop for Inline<'_> {
     fn drop(&mut self) {
-        let (checkpoint, snapshot) = match &*self.shared.db.lock() {
-            Some(db) => (db.wants_checkpoint(), db.holds_snapshot()),
-            None => (false, false),
-        };
+        let state = self.shared.db_state();
         let mut queue = self.shared.queue.lock();
         put_back(&mut queue, &mut self.batch);
         queue.commits += 1;
-        queue.checkpoint |= checkpoint;
-        let wake = !queue.waiting.is_empty() || queue.checkpoint || queue.closing;
-        queue.turn = if wake { Turn::Thread } else { Turn::Free };
+        // The rest is for the store thread.
+        let more = !queue.waiting.is_empty() || state.long_log || queue.closing;
+        queue.turn = if more { Turn::Thread } else { Turn::Free };
         // Also to begin to watch over the read lock.
-        if wake || snapshot && !queue.snapshot {
+        if more || state.snapshot && !queue.db.snapshot {
             self.shared.work.notify_one();
         }
-        queue.snapshot = snapshot;
+        queue.db = state;
         self.shared.quiet.notify_all();
         if queue.ended {
             // Only thinkable after a panic of the store thread.
@@ -321,6 +335,13 @@ impl StoreHandle {
     /// cleared when everything could be written after all.
     pub fn errors(&self) -> Arc<AtomicBool> {
         Arc::clone(&self.0.errors)
+    }
+
+    /// `hook` is called with each change whose ticket gets an error although the change is kept and
+    /// written later, before that ticket. It must be quick. Only the first hook counts.
+    pub fn on_refusal(&self, hook: impl Fn(&Change) + Send + Sync + 'static) {
+        // A second hook is a bug of the caller, but none that needs an answer.
+        let _ = self.0.on_refusal.set(Box::new(hook));
     }
 
     fn has_failed(&self) -> bool {

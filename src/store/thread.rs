@@ -87,27 +87,15 @@ impl Worker {
         }
     }
 
-    /// Waits for something to do, and takes the turn for it. The turn is given back while waiting.
+    /// Gives the turn back, waits for something to do, and takes the turn for it.
     fn next(&self, batch: &mut Vec<Pending>) -> Job {
-        let mut state = (false, false, false);
-        self.with_db(|db| {
-            state = (
-                db.has_fresh_log(),
-                db.wants_checkpoint(),
-                db.holds_snapshot(),
-            );
-        });
+        let state = self.shared.db_state();
         let mut queue = self.shared.queue.lock();
-        if queue.turn == Turn::Thread {
-            // Whoever else has the turn says so when giving it back.
-            queue.fresh_log = state.0;
-            queue.checkpoint = state.1;
-            queue.snapshot = state.2;
-        }
+        queue.db = state;
         loop {
             if queue.turn != Turn::Inline {
                 // The checkpoint first: under load there is always something waiting.
-                let job = if queue.checkpoint {
+                let job = if queue.db.long_log {
                     Some(Job::Checkpoint)
                 } else if !queue.waiting.is_empty() {
                     std::mem::swap(&mut queue.waiting, batch);
@@ -124,7 +112,7 @@ impl Worker {
                 queue.turn = Turn::Free;
                 self.shared.quiet.notify_all();
             }
-            if !queue.snapshot {
+            if !queue.db.snapshot {
                 self.shared.work.wait(&mut queue);
                 continue;
             }
@@ -171,9 +159,7 @@ impl Worker {
             self.shared.quiet.notify_all();
         }
         if let Some(answer) = state.answer {
-            for pending in batch.iter_mut() {
-                pending.answer(Err(answer));
-            }
+            self.shared.send_away(batch, answer);
         }
         let mut queue = self.shared.queue.lock();
         if queue.closing && state.answer.is_some() {

@@ -80,8 +80,8 @@ impl Trouble {
             self.logged = Some(now);
             log::error!(
                 target: DOMAIN,
-                "unable to write to the database for {} s: {} - {}. {changes} change(s) wait, new \
-                 ones are refused until it works again",
+                "unable to write to the database (since {} s): {} - {}. {changes} change(s) wait, \
+                 new ones are refused until it works again",
                 lasted.as_secs(),
                 sqlite_text(error),
                 kind.way_out(&self.path)
@@ -166,7 +166,7 @@ impl Kind {
             }
             Kind::Device => format!(
                 "look for errors of the disk or the file system of '{db}' (dmesg) and for limits \
-                 of file sizes and quotas"
+                 of file sizes and quotas; if it lasts although that is fine, restart pmxcfs"
             ),
             Kind::ReadOnly => format!(
                 "'{db}' cannot be written: see whether its file system became read-only (dmesg) or \

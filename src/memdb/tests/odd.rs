@@ -230,3 +230,33 @@ fn ten_thousand_guests_fit_into_a_few_megabytes() {
     let entry = size_of::<(Inode, Entry)>() + size_of::<(Arc<[u8]>, Inode)>();
     assert!(entry <= 120, "{entry} bytes");
 }
+
+#[test]
+fn a_directory_that_lost_its_name_keeps_its_secrets() {
+    let (tree, _) = load(vec![
+        row(2, 0, 2, 4, "priv"),
+        row(3, 2, 3, 8, "key"),
+        row(4, 0, 4, 4, "nodes"),
+        row(5, 4, 5, 4, "n1"),
+        row(6, 5, 6, 4, "priv"),
+        row(7, 6, 7, 8, "key"),
+        row(8, 5, 8, 4, "priv"),
+        row(9, 0, 9, 4, "nodes"),
+        row(10, 0, 10, 4, "priv"),
+    ]);
+    for (inode, path) in [
+        (3, "priv.duplicate-2/key"),
+        (7, "nodes.duplicate-4/n1/priv.duplicate-6/key"),
+    ] {
+        let served = tree.path_of(inode).unwrap();
+        assert_eq!(served.to_string(), path);
+        assert!(served.is_private());
+    }
+    for public in [
+        "priv.bak/key",
+        "nodes.duplicate-4/n1/key",
+        "x.duplicate-2/priv",
+    ] {
+        assert!(!TreePath::new(public.as_bytes()).is_private(), "{public}");
+    }
+}

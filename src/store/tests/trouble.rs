@@ -71,6 +71,9 @@ fn a_long_lock_refuses_new_changes_and_loses_none() {
     lab.put("file", b"x");
     let foreign = lock(&lab);
     let start = Instant::now();
+    let (tx, refused) = mpsc::channel();
+    lab.store
+        .on_refusal(move |change| tx.send(change.inode).unwrap());
     let first = lab.start_here(Op::Create { path: p("first") });
     let second = lab.start_here(Op::Mkdir { path: p("second") });
     lab.await_flag(true);
@@ -83,6 +86,8 @@ fn a_long_lock_refuses_new_changes_and_loses_none() {
     let late = lab.start(Op::Create { path: p("late") });
     assert_eq!(late.recv_timeout(LONG), Ok(Err(Error::Busy)));
     assert!(lab.failed());
+    let inodes = ["first", "second", "late"].map(|path| lab.tree.lookup(&p(path)).unwrap());
+    assert_eq!(refused.try_iter().collect::<Vec<_>>(), inodes);
 
     foreign.execute_batch("COMMIT").unwrap();
     lab.await_flag(false);
