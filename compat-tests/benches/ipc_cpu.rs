@@ -30,5 +30,5 @@ fn main() {
             reference.map_or("no reference".to_string(), shown)
         ));
     }
-    servers.stop();
+    servers.stop(&subjects);
 }

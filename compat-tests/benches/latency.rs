@@ -2,7 +2,7 @@
 //! holds the work of the caller, of the kernel and of the daemon; rounds of the daemons alternate.
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)]
-use common::{before_others, headline, line, one_cpu, subjects};
+use common::{before_others, headline, line, one_cpu, stop, subjects};
 use compat_tests::report::median;
 use compat_tests::{Daemon, Lab, report};
 use rusqlite::{Connection, params};
@@ -148,7 +148,7 @@ fn main() {
             format!("{name} (floor {floor:.2} us: requests {requests}, transactions {commits})");
         line(&what, "us", median(&times[0][index]), reference);
     }
-    for (_, daemon) in daemons {
-        assert_eq!(daemon.stop().code, 0);
+    for ((_, daemon), subject) in daemons.into_iter().zip(&subjects) {
+        stop(daemon, subject);
     }
 }

@@ -1,7 +1,7 @@
 //! Reading what the kernel has cached, against tmpfs in the same round, and what it has not.
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)]
-use common::{before_others, headline, line, one_cpu, subjects};
+use common::{before_others, headline, line, one_cpu, stop, subjects};
 use compat_tests::report::median;
 use compat_tests::{Daemon, Lab, Node, Subject, report};
 use std::fs::{self, File};
@@ -72,7 +72,7 @@ fn cold(node: &Node, subject: &Subject, names: &[String]) -> f64 {
         names.iter().for_each(|n| read(n));
         start.elapsed().as_secs_f64() * 1e6 / FILES as f64
     });
-    assert_eq!(daemon.stop().code, 0);
+    stop(daemon, subject);
     micros
 }
 
@@ -116,8 +116,8 @@ fn main() {
         ));
     }
     let nodes: Vec<Node> = daemons.iter().map(|(node, _)| node.clone()).collect();
-    for (_, daemon) in daemons {
-        assert_eq!(daemon.stop().code, 0);
+    for ((_, daemon), subject) in daemons.into_iter().zip(&subjects) {
+        stop(daemon, subject);
     }
     let mut times = vec![Vec::new(); nodes.len()];
     for _ in 0..COLD_ROUNDS {

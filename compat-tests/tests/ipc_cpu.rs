@@ -42,7 +42,7 @@ fn per_request(subject: &Subject) {
             figures.bare
         ));
     }
-    servers.stop();
+    servers.stop(std::slice::from_ref(subject));
     if subject.is_ours() {
         for figures in best {
             let ratio = figures.daemons[0].1;

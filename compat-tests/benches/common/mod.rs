@@ -1,8 +1,9 @@
 //! What the benches share: subjects, one CPU for everything, lines of the report.
 // each bench uses a part of it
 #![allow(dead_code)]
+use compat_tests::daemon::PATIENCE;
 use compat_tests::report::median;
-use compat_tests::{Subject, report};
+use compat_tests::{Daemon, Subject, report};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 use std::time::Duration;
@@ -55,4 +56,17 @@ pub fn line(what: &str, unit: &str, ours: f64, reference: Option<f64>) {
 pub fn milliseconds(times: &[Duration]) -> f64 {
     let times: Vec<f64> = times.iter().map(|t| t.as_secs_f64() * 1e3).collect();
     median(&times)
+}
+
+/// Ends a daemon. Ours has to end well; that the reference sometimes does not is no reason to throw
+/// the figures away.
+pub fn stop(daemon: Daemon, subject: &Subject) {
+    let exit = daemon.stop();
+    if subject.is_ours() {
+        assert_eq!(exit.code, 0, "{exit:?}");
+    } else if exit.code != 0 {
+        report(&format!(
+            "the reference did not end by itself within {PATIENCE:?} after SIGTERM"
+        ));
+    }
 }
