@@ -116,7 +116,7 @@ impl Shared {
 
     /// Waits for the kernel. `None` if another thread has taken over meanwhile: it announces the
     /// change and all later ones.
-    fn settle(&self, barrier: &dyn Barrier, change: Change) -> Option<Effects> {
+    fn settle(&self, change: Change, wait: impl FnOnce(&Change)) -> Option<Effects> {
         let mut queues = self.queues.lock();
         queues.settled += 1;
         let number = queues.settled;
@@ -126,7 +126,7 @@ impl Shared {
             effects: change.effects.clone(),
         });
         drop(queues);
-        barrier.settle(&change);
+        wait(&change);
         let mut queues = self.queues.lock();
         let own = queues.settling.take_if(|s| s.number == number);
         own.map(|settling| settling.effects)
@@ -290,7 +290,7 @@ fn announce_loop(shared: &Arc<Shared>) {
                 let done = change.put.is_some() && answered.elapsed() >= STUCK;
                 let barrier = shared.barrier.lock().clone().filter(|_| !done);
                 let effects = match barrier {
-                    Some(barrier) => shared.settle(&*barrier, *change),
+                    Some(barrier) => shared.settle(*change, |change| barrier.settle(change)),
                     None => Some(change.effects),
                 };
                 let Some(effects) = effects else { return };
@@ -298,10 +298,12 @@ fn announce_loop(shared: &Arc<Shared>) {
             }
             Some(Job::Refused(change)) => {
                 let barrier = shared.barrier.lock().clone();
-                if let Some(barrier) = barrier {
-                    barrier.invalidate(&change);
-                }
-                shared.tell(&change.effects);
+                let effects = match barrier {
+                    Some(barrier) => shared.settle(*change, |change| barrier.invalidate(change)),
+                    None => Some(change.effects),
+                };
+                let Some(effects) = effects else { return };
+                shared.tell(&effects);
             }
             Some(Job::Effects(effects)) => shared.tell(&effects),
             Some(Job::Stop) | None => return,
