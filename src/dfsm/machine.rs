@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use super::app::{Consequence, Effect};
+use super::link::Link;
 use super::queue::{CountQueue, Queued};
 use super::requests::{Applied, Held, Pending};
 use super::{
@@ -14,17 +15,10 @@ use super::{
 };
 
 /// How often the members that hold everybody up are named.
-const MISSING_EVERY: Duration = Duration::from_secs(5);
-/// A leave that corosync does not deliver by then is taken for done.
-const LEAVE_LIMIT: Duration = Duration::from_secs(2);
-/// After this long in SYNCED the next restart is immediate again.
-const CALM: Duration = Duration::from_secs(10);
+pub(super) const MISSING_EVERY: Duration = Duration::from_secs(5);
 /// Members that are behind hold requests back no longer than this: their leader may be an old node
 /// that never says they are done.
 const SETTLE_LIMIT: Duration = Duration::from_secs(10);
-/// First and longest pause between two attempts to come back.
-const PAUSE_FIRST: Duration = Duration::from_millis(250);
-const PAUSE_LAST: Duration = Duration::from_secs(5);
 
 /// What can be set.
 #[derive(Debug, Clone, Copy)]
@@ -51,21 +45,6 @@ impl Default for Config {
             hold_back: true,
         }
     }
-}
-
-/// Where the CPG handle stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Link {
-    /// None; the next attempt is due then.
-    Down { retry_at: Duration },
-    /// Asked for; the answer is outstanding.
-    Connecting,
-    /// Joined.
-    Up,
-    /// `cpg_leave` was asked for; its confchg is expected until then.
-    Leaving { until: Duration },
-    /// For good.
-    Closed,
 }
 
 /// A member and its part in the synchronisation.
@@ -113,13 +92,13 @@ pub struct Machine<A: Application> {
     pub(super) bulk: bool,
     pub(super) out: Vec<ActionOf<A>>,
     /// Connecting failed and has not worked since.
-    outage: bool,
-    stopping: bool,
+    pub(super) outage: bool,
+    pub(super) stopping: bool,
     /// Attempts since the last calm.
-    attempts: u32,
-    synced_since: Option<Duration>,
-    waiting_since: Duration,
-    missing_at: Duration,
+    pub(super) attempts: u32,
+    pub(super) synced_since: Option<Duration>,
+    pub(super) waiting_since: Duration,
+    pub(super) missing_at: Duration,
     verify_at: Option<Duration>,
 }
 
@@ -221,117 +200,6 @@ impl<A: Application> Machine<A> {
         self.acknowledge();
         self.send_held();
         out.append(&mut self.out);
-    }
-
-    // --- connection ---------------------------------------------------------------------------
-
-    fn connected(&mut self, own: MemberId) {
-        if self.stopping || self.mode.is_permanent() {
-            self.link = Link::Closed;
-            self.out.push(Action::Close);
-            return;
-        }
-        self.own = own;
-        self.outage = false;
-        self.link = Link::Up;
-        self.reset();
-        self.waiting_since = self.now.mono;
-        self.missing_at = self.now.mono + MISSING_EVERY;
-    }
-
-    fn disconnected(&mut self) {
-        self.refuse_pending(Refusal::Busy);
-        self.refuse_held(Refusal::Busy);
-        if self.stopping || self.mode.is_permanent() {
-            self.link = Link::Closed;
-            return;
-        }
-        self.outage = true;
-        self.link = Link::Down {
-            retry_at: self.now.mono + self.pause(),
-        };
-        self.reset();
-    }
-
-    /// Back to the state before the first membership. Message counts and epoch counter go on.
-    fn reset(&mut self) {
-        self.refuse_pending(Refusal::Busy);
-        self.forget_sync();
-        self.sync_queue.clear();
-        self.msg_queue.take();
-        self.members.clear();
-        self.set_mode(Mode::Start);
-    }
-
-    fn restart(&mut self) {
-        self.reset();
-        self.link = Link::Connecting;
-        self.out.push(Action::Restart);
-    }
-
-    /// The own leave is done (or will never be delivered).
-    pub(super) fn left(&mut self) {
-        if self.stopping || self.mode.is_permanent() {
-            self.link = Link::Closed;
-            self.out.push(Action::Close);
-            return;
-        }
-        if self
-            .synced_since
-            .is_some_and(|since| self.now.mono >= since + CALM)
-        {
-            self.attempts = 0;
-        }
-        self.synced_since = None;
-        if self.attempts == 0 {
-            self.attempts = 1;
-            self.restart();
-        } else {
-            self.link = Link::Down {
-                retry_at: self.now.mono + self.pause(),
-            };
-        }
-    }
-
-    /// Pause before the next attempt; doubles each time.
-    fn pause(&mut self) -> Duration {
-        let pause = PAUSE_FIRST * (1u32 << self.attempts.min(8));
-        self.attempts += 1;
-        pause.min(PAUSE_LAST)
-    }
-
-    fn stop(&mut self) {
-        self.stopping = true;
-        self.refuse_pending(Refusal::Busy);
-        self.refuse_held(Refusal::Busy);
-        match self.link {
-            Link::Up => self.start_leaving(),
-            Link::Leaving { .. } | Link::Closed => {}
-            Link::Down { .. } | Link::Connecting => {
-                self.link = Link::Closed;
-                self.out.push(Action::Close);
-            }
-        }
-    }
-
-    fn start_leaving(&mut self) {
-        if self.link == Link::Up {
-            self.link = Link::Leaving {
-                until: self.now.mono + LEAVE_LIMIT,
-            };
-            self.out.push(Action::Leave);
-        }
-    }
-
-    /// Why a new request cannot even wait.
-    pub(super) fn closed_to_requests(&self) -> Option<Refusal> {
-        if self.mode == Mode::Error {
-            Some(Refusal::Failed)
-        } else if self.mode.is_permanent() || self.outage || self.stopping {
-            Some(Refusal::Busy)
-        } else {
-            None
-        }
     }
 
     // --- modes --------------------------------------------------------------------------------

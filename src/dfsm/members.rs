@@ -1,7 +1,8 @@
 //! Membership changes (cluster-protocol.md 7.1).
 #![forbid(unsafe_code)]
 
-use super::machine::{Link, Machine, Member, list};
+use super::link::Link;
+use super::machine::{Machine, Member, list};
 use super::{Action, Application, Epoch, Level, MemberId, Mode, Refusal, wire};
 
 impl<A: Application> Machine<A> {

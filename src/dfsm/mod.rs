@@ -38,6 +38,7 @@ use std::time::Duration;
 
 mod app;
 mod deliver;
+mod link;
 mod machine;
 mod members;
 mod queue;
