@@ -1,7 +1,8 @@
 # README.md names two of these: `make run` and `make check`.
 CARGO ?= cargo
 RUN_DIR ?= $(CURDIR)/target/run
-PACKAGES = gcc libc6-dev make pkg-config libsqlite3-dev sqlite3 libqb-dev iproute2 python3 procps mount util-linux rrdtool rrdcached
+PACKAGES = gcc libc6-dev make pkg-config libsqlite3-dev sqlite3 libqb-dev iproute2 python3 procps mount util-linux rrdtool rrdcached \
+	libcpg-dev libcmap-dev libquorum-dev libcorosync-common-dev corosync libclang-dev
 TEST_ARGS ?=
 
 .PHONY: run check bench fmt lint build deps root unit compat
@@ -24,8 +25,9 @@ lint: deps
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 
+# libclang: the bindings of corosync are compared with its headers.
 unit: deps
-	$(CARGO) test --locked --workspace --exclude compat-tests $(TEST_ARGS)
+	REQUIRE_LIBCLANG=1 $(CARGO) test --locked --workspace --exclude compat-tests $(TEST_ARGS)
 
 compat: build
 	PMXCFS_UNDER_TEST=$${PMXCFS_UNDER_TEST:-$(CURDIR)/target/release/pmxcfs} \

@@ -6,6 +6,10 @@
 //! * [`memdb`] – the tree: operations, paths and their classes, VMID rule, locks, digests. Pure.
 //! * [`store`] – `config.db`: schema, load, group commit, repair of what an ordinary client can break.
 //! * [`replica`] – the one door through which every change passes, local mode's implementation.
+//! * [`corosync`] – safe handles of corosync's client libraries: cpg, quorum, cmap.
+//! * [`cluster`] – drives the replicated applications by corosync: threads, queues, reconnecting.
+//! * [`dfsm`] – ordered replication: wire messages and the state machine of a group. Pure.
+//! * [`dcdb`], [`kvstore`] – the two replicated applications: the tree, the node status. Pure.
 //! * [`status`] – members, file versions, guest list, cluster log, guest properties, tokens.
 //! * [`rrd`] – round-robin data: key types, schemas, rrdcached client, librrd; own thread.
 //! * [`ipc`] – the libqb shared-memory transport and, apart from it, the operations.
@@ -13,10 +17,15 @@
 //! * [`daemon`] – start and stop order, lock, pid file, restart flag, signals, logging.
 #![deny(unsafe_code)]
 
+pub mod cluster;
+pub mod corosync;
 pub mod daemon;
+pub mod dcdb;
+pub mod dfsm;
 pub mod errno_text;
 pub mod fs;
 pub mod ipc;
+pub mod kvstore;
 pub mod memdb;
 pub mod replica;
 pub mod rrd;

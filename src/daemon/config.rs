@@ -3,6 +3,7 @@
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
@@ -36,6 +37,10 @@ pub struct Config {
     pub node_name: Option<String>,
     /// Node address instead of resolving the node name.
     pub node_ip: Option<IpAddr>,
+    /// Cluster: a change without result after this time is refused with EBUSY.
+    pub write_timeout: Duration,
+    /// Cluster: time between two comparisons of all databases.
+    pub verify_interval: Duration,
 }
 
 /// What the arguments ask for.
@@ -54,6 +59,9 @@ const DATABASE: &str = "/var/lib/pve-cluster/config.db";
 const RUNTIME_DIR: &str = "/run/pve-cluster";
 const PID_FILE: &str = "/run/pve-cluster.pid";
 const IPC_NAME: &str = "pve2";
+const WRITE_TIMEOUT: &str = "30";
+/// cluster-protocol.md 7.4
+const VERIFY_INTERVAL: &str = "3600";
 /// libqb builds file names from the service name; longer ones do not fit its fields.
 const IPC_NAME_MAX: usize = 64;
 
@@ -63,6 +71,15 @@ fn path_arg(long: &'static str, help: &'static str, default: &'static str) -> Ar
         .value_name("PATH")
         .help(help)
         .value_parser(value_parser!(PathBuf))
+        .default_value(default)
+}
+
+fn seconds_arg(long: &'static str, help: &'static str, default: &'static str) -> Arg {
+    Arg::new(long)
+        .long(long)
+        .value_name("SECONDS")
+        .help(help)
+        .value_parser(value_parser!(u32).range(1..))
         .default_value(default)
 }
 
@@ -130,6 +147,16 @@ fn command() -> Command {
                 .help("Node address instead of resolving the node name")
                 .value_parser(value_parser!(IpAddr)),
         )
+        .arg(seconds_arg(
+            "write-timeout",
+            "Cluster: longest wait for a change to be replicated",
+            WRITE_TIMEOUT,
+        ))
+        .arg(seconds_arg(
+            "verify-interval",
+            "Cluster: time between two comparisons of the databases of all nodes",
+            VERIFY_INTERVAL,
+        ))
 }
 
 /// Parses the arguments after the program name.
@@ -184,6 +211,10 @@ fn check(matches: &ArgMatches) -> Parsed {
                 .unwrap_or_default(),
         )
     };
+    let seconds = |name: &str| {
+        let seconds = matches.get_one::<u32>(name).copied().unwrap_or_default();
+        Duration::from_secs(u64::from(seconds))
+    };
     let runtime_dir = path("runtime-dir");
     let pid_file = match matches.value_source("runtime-dir") {
         Some(clap::parser::ValueSource::CommandLine) => runtime_dir.join("pve-cluster.pid"),
@@ -225,6 +256,8 @@ fn check(matches: &ArgMatches) -> Parsed {
         ipc_name,
         node_name,
         node_ip: matches.get_one::<IpAddr>("node-ip").copied(),
+        write_timeout: seconds("write-timeout"),
+        verify_interval: seconds("verify-interval"),
     }))
 }
 

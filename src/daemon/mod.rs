@@ -8,6 +8,7 @@ pub mod files;
 pub mod logging;
 pub mod node;
 pub mod process;
+pub mod replication;
 pub mod run;
 pub mod signals;
 

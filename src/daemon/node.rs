@@ -10,21 +10,21 @@ use parking_lot::RwLock;
 use super::config::Config;
 use super::dots::StatusDots;
 use super::files::unix_time;
-/// The file in the tree that makes a node a cluster node, and the host's copy of it.
-const COROSYNC_CONF: &[u8] = b"corosync.conf";
-const HOST_COROSYNC_CONF: &str = "/etc/corosync/corosync.conf";
+use super::replication::{Common, HOST_COROSYNC_CONF, Replication};
 use super::run::Prepared;
 use super::{StartError, signals};
 use crate::fs::{Inodes, Served, Tuning, View, ViewConfig};
 use crate::ipc::server::{Server, ServerHandle};
-use crate::ipc::service::{ConfigService, NoPeers, Pending};
+use crate::ipc::service::{ConfigService, Pending, StatusReplica};
 use crate::memdb::{Tree, TreePath};
-use crate::replica::local::{Clock, Parts};
-use crate::replica::{Announcer, LocalReplica, SharedTree};
+use crate::replica::local::Clock;
+use crate::replica::{Announcer, SharedTree};
 use crate::rrd::{Rrd, RrdHandle};
 use crate::status::Status;
 use crate::store::{Store, StoreHandle};
 
+/// The file in the tree that makes a node a cluster node.
+const COROSYNC_CONF: &[u8] = b"corosync.conf";
 /// What the database gets at the end to write what waits (usually some microseconds).
 const STORE_LIMIT: Duration = Duration::from_secs(3);
 
@@ -33,7 +33,7 @@ pub struct Node {
     ipc: ServerHandle,
     mount: Served,
     mountpoint: PathBuf,
-    replica: Arc<LocalReplica>,
+    replication: Replication,
     announcer: Arc<Announcer>,
     store: StoreHandle,
     rrd: RrdHandle,
@@ -47,7 +47,7 @@ impl Node {
         let Prepared {
             lock,
             node_name,
-            node_ip: _,
+            node_ip,
             www_gid,
             first_pid,
         } = prepared;
@@ -64,7 +64,6 @@ impl Node {
 
         let (store, tree) = open_database(config, &clock)?;
         let local = is_local(config, &tree);
-        status.set_quorate(local);
         status.reloaded(&tree);
         let tree: SharedTree = Arc::new(RwLock::new(tree));
         let store = store.spawn().map_err(|source| StartError::Thread {
@@ -79,28 +78,32 @@ impl Node {
                 source,
             },
         )?;
-        let replica = Arc::new(LocalReplica::new(Parts {
+        let common = Common {
             tree: tree.clone(),
             store: store.clone(),
             announcer: announcer.clone(),
-            relevant: Arc::new(Status::is_relevant),
             clock: clock.clone(),
-            quorate: local,
-        }));
+            status: status.clone(),
+        };
+        let replication = if local {
+            Replication::local(common)
+        } else {
+            Replication::cluster(common, node_ip, config)?
+        };
         let dots = StatusDots {
             status: status.clone(),
             announcer: announcer.clone(),
             clock: clock.clone(),
         };
         let inodes = Arc::new(Inodes::default());
-        replica.observe(inodes.clone());
+        replication.observe(inodes.clone());
         let view = View::new(
             ViewConfig {
                 node: node_name,
                 gid: www_gid,
             },
             tree.clone(),
-            replica.clone(),
+            replication.replica(),
             Arc::new(dots),
             inodes,
         );
@@ -108,12 +111,18 @@ impl Node {
         let notifier = mount.notifier.clone().mounted_on(&config.mountpoint);
         announcer.set_barrier(Arc::new(notifier));
 
-        let ipc = match serve_ipc(config, www_gid, tree, status, &announcer, clock) {
+        let given_up = |err| {
+            unmount(&config.mountpoint);
+            store.shutdown(STORE_LIMIT);
+            err
+        };
+        let replication = replication.start().map_err(given_up)?;
+        let peers = replication.peers();
+        let ipc = match serve_ipc(config, www_gid, tree, status, peers, &announcer, clock) {
             Ok(ipc) => ipc,
             Err(err) => {
-                unmount(&config.mountpoint);
-                store.shutdown(STORE_LIMIT);
-                return Err(err);
+                replication.stop();
+                return Err(given_up(err));
             }
         };
         let mountpoint = config.mountpoint.clone();
@@ -121,7 +130,7 @@ impl Node {
             ipc,
             mount,
             mountpoint,
-            replica,
+            replication,
             announcer,
             store,
             rrd,
@@ -139,7 +148,7 @@ impl Node {
     pub fn stop(self) {
         self.ipc.stop();
         unmount(&self.mountpoint);
-        self.replica.close();
+        self.replication.stop();
         if !self.store.shutdown(STORE_LIMIT) {
             tracing::error!(
                 target: "database",
@@ -179,14 +188,7 @@ fn is_local(config: &Config, tree: &Tree) -> bool {
             tracing::info!(target: "main", "forcing local mode (although corosync.conf exists)");
             true
         }
-        (true, false) => {
-            tracing::error!(
-                target: "main",
-                "corosync.conf exists, but this release has no cluster mode yet: serving the \
-                 database read-only; stop and start with -l for a node of its own"
-            );
-            false
-        }
+        (true, false) => false,
         (false, _) => true,
     }
 }
@@ -220,6 +222,7 @@ fn serve_ipc(
     www_gid: u32,
     tree: SharedTree,
     status: Arc<Status>,
+    peers: Arc<dyn StatusReplica>,
     announcer: &Arc<Announcer>,
     clock: Clock,
 ) -> Result<ServerHandle, StartError> {
@@ -229,7 +232,7 @@ fn serve_ipc(
     let service = ConfigService::new(
         tree,
         status,
-        Arc::new(NoPeers),
+        peers,
         Arc::new(AnnouncerPending(announcer.clone())),
         Box::new(move || clock()),
     );

@@ -255,6 +255,10 @@ impl crate::replica::Barrier for Notifier {
     fn invalidate(&self, change: &Change) {
         Notifier::invalidate(self, change);
     }
+
+    fn quorum_changed(&self) {
+        Notifier::quorum_changed(self);
+    }
 }
 
 #[cfg(test)]

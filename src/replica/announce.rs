@@ -30,10 +30,10 @@ pub const PATIENCE: Duration = Duration::from_millis(100);
 /// its caller had to leave the directory before anybody else could lock it.
 const STUCK: Duration = Duration::from_secs(1);
 
-/// Makes a change visible that came through the mount and was answered before.
+/// Makes changes visible through the mount.
 pub trait Barrier: Send + Sync {
-    /// Returns when the kernel has finished the operation. May take as long as another operation
-    /// holds the directory.
+    /// A change that came through the mount and was answered before: returns when the kernel has
+    /// finished the operation. May take as long as another operation holds the directory.
     fn settle(&self, change: &Change);
 
     /// Makes a change visible of which the kernel does not know. May take as long as [`settle`]
@@ -41,6 +41,12 @@ pub trait Barrier: Send + Sync {
     ///
     /// [`settle`]: Barrier::settle
     fn invalidate(&self, change: &Change);
+
+    /// This node may (not) write any more: the kernel has to forget all modes. May take as long as
+    /// [`settle`] does.
+    ///
+    /// [`settle`]: Barrier::settle
+    fn quorum_changed(&self);
 }
 
 /// Where announcements go: counters and guest list.
@@ -50,22 +56,55 @@ pub type Progress = Arc<dyn Fn() + Send + Sync>;
 
 type Waiter = Box<dyn FnOnce() + Send>;
 
-enum Job {
-    /// Settle the change, which was answered at that moment, then announce its effects.
-    Change(Box<Change>, Instant),
-    /// Have the kernel forget what it changed, then announce.
-    Refused(Box<Change>),
-    /// Announce only, in turn.
+/// What the kernel has to be through with.
+enum Barred {
+    /// A change that was answered at that moment.
+    Settle(Box<Change>, Instant),
+    Forget(Box<Change>),
+    /// The differences of a tree that was replaced.
+    Differences(Vec<Change>),
+    Quorum,
+}
+
+impl Barred {
+    fn pass(&self, barrier: &dyn Barrier) {
+        match self {
+            Barred::Settle(change, _) => barrier.settle(change),
+            Barred::Forget(change) => barrier.invalidate(change),
+            Barred::Differences(changes) => changes.iter().for_each(|c| barrier.invalidate(c)),
+            Barred::Quorum => barrier.quorum_changed(),
+        }
+    }
+
+    /// Behind others that were stuck, and nothing for the kernel to forget: whoever made this change
+    /// is long done with it.
+    fn is_done(&self) -> bool {
+        matches!(self, Barred::Settle(change, answered)
+            if change.put.is_some() && answered.elapsed() >= STUCK)
+    }
+}
+
+/// What is announced.
+enum News {
+    None,
     Effects(Effects),
+    Call(Box<dyn FnOnce() + Send>),
+}
+
+enum Job {
+    /// Announce when the kernel is through with it.
+    Behind(Barred, News),
+    /// Announce only, in turn.
+    Tell(News),
     Stop,
 }
 
-/// A change whose barrier is being waited for.
+/// News whose barrier is being waited for.
 struct Settling {
     /// Which one, so that a thread finds out that it was overtaken.
     number: u64,
     since: Instant,
-    effects: Effects,
+    news: News,
 }
 
 impl Settling {
@@ -114,27 +153,32 @@ impl Shared {
         }
     }
 
-    /// Waits for the kernel. `None` if another thread has taken over meanwhile: it announces the
-    /// change and all later ones.
-    fn settle(&self, barrier: &dyn Barrier, change: Change) -> Option<Effects> {
+    /// Waits for the kernel. `None` if another thread has taken over meanwhile: it tells the news,
+    /// these and all later ones.
+    fn settle(&self, barrier: &dyn Barrier, barred: &Barred, news: News) -> Option<News> {
         let mut queues = self.queues.lock();
         queues.settled += 1;
         let number = queues.settled;
         queues.settling = Some(Settling {
             number,
             since: Instant::now(),
-            effects: change.effects.clone(),
+            news,
         });
         drop(queues);
-        barrier.settle(&change);
+        barred.pass(barrier);
         let mut queues = self.queues.lock();
         let own = queues.settling.take_if(|s| s.number == number);
-        own.map(|settling| settling.effects)
+        own.map(|settling| settling.news)
     }
 
     /// Announces. A panic in there must not end all announcements.
-    fn tell(&self, effects: &Effects) {
-        if catch_unwind(AssertUnwindSafe(|| (self.sink)(effects))).is_err() {
+    fn tell(&self, news: News) {
+        let tell = || match news {
+            News::None => {}
+            News::Effects(effects) => (self.sink)(&effects),
+            News::Call(call) => call(),
+        };
+        if catch_unwind(AssertUnwindSafe(tell)).is_err() {
             tracing::error!(target: "status", "bug: panic while announcing a change");
         }
     }
@@ -159,7 +203,7 @@ fn overtake(shared: &Arc<Shared>, queues: &mut Queues) {
                 target: "status",
                 "a directory has been locked for {STUCK:?}, announcing changes without waiting for it"
             );
-            queues.jobs.push_front(Job::Effects(stuck.effects));
+            queues.jobs.push_front(Job::Tell(stuck.news));
         }
         // The next question tries again.
         Err(_) => queues.settling = Some(stuck),
@@ -219,9 +263,9 @@ impl Announcer {
     pub fn announce(&self, effects: Effects) {
         if self.pending() {
             self.shared.promised.fetch_add(1, SeqCst);
-            self.shared.push(Job::Effects(effects));
+            self.shared.push(Job::Tell(News::Effects(effects)));
         } else {
-            self.shared.tell(&effects);
+            self.shared.tell(News::Effects(effects));
         }
     }
 
@@ -230,15 +274,42 @@ impl Announcer {
     pub fn promise(&self, change: Box<Change>) -> impl FnOnce() + use<> {
         self.shared.promised.fetch_add(1, SeqCst);
         let shared = self.shared.clone();
-        move || shared.push(Job::Change(change, Instant::now()))
+        move || {
+            let news = News::Effects(change.effects.clone());
+            let barred = Barred::Settle(change, Instant::now());
+            shared.push(Job::Behind(barred, news));
+        }
+    }
+
+    fn behind(&self, barred: Barred, news: News) {
+        self.shared.promised.fetch_add(1, SeqCst);
+        self.shared.push(Job::Behind(barred, news));
+    }
+
+    /// A change of another node, or of this one whose caller was told that it is unknown: the kernel
+    /// forgets what it touched. To be called at once, for readers; its effects are announced later,
+    /// in turn.
+    pub fn forget(&self, change: Box<Change>) {
+        self.behind(Barred::Forget(change), News::None);
+    }
+
+    /// The tree was replaced by another one. `differences` are what the kernel has to forget; their
+    /// effects are not announced, `tell` is called instead.
+    pub fn replaced(&self, differences: Vec<Change>, tell: Box<dyn FnOnce() + Send>) {
+        self.behind(Barred::Differences(differences), News::Call(tell));
+    }
+
+    /// The quorum came or went, and whoever asks is told so already.
+    pub fn quorum_changed(&self) {
+        self.behind(Barred::Quorum, News::None);
     }
 
     /// Announces a change whose caller is told that it failed, although it is in the tree and will
     /// be in the database later: the kernel believes the caller and has to be corrected. To be
     /// called **before** the answer.
     pub fn refused(&self, change: Box<Change>) {
-        self.shared.promised.fetch_add(1, SeqCst);
-        self.shared.push(Job::Refused(change));
+        let news = News::Effects(change.effects.clone());
+        self.behind(Barred::Forget(change), news);
     }
 
     /// Calls `ready` when everything promised until now is announced: at once if nothing is under
@@ -284,26 +355,16 @@ fn announce_loop(shared: &Arc<Shared>) {
             queues.jobs.pop_front()
         };
         match job {
-            Some(Job::Change(change, answered)) => {
-                // Behind others that were stuck, and nothing for the kernel to forget: whoever
-                // made this change is long done with it.
-                let done = change.put.is_some() && answered.elapsed() >= STUCK;
-                let barrier = shared.barrier.lock().clone().filter(|_| !done);
-                let effects = match barrier {
-                    Some(barrier) => shared.settle(&*barrier, *change),
-                    None => Some(change.effects),
-                };
-                let Some(effects) = effects else { return };
-                shared.tell(&effects);
-            }
-            Some(Job::Refused(change)) => {
+            Some(Job::Behind(barred, news)) => {
                 let barrier = shared.barrier.lock().clone();
-                if let Some(barrier) = barrier {
-                    barrier.invalidate(&change);
-                }
-                shared.tell(&change.effects);
+                let news = match barrier.filter(|_| !barred.is_done()) {
+                    Some(barrier) => shared.settle(&*barrier, &barred, news),
+                    None => Some(news),
+                };
+                let Some(news) = news else { return };
+                shared.tell(news);
             }
-            Some(Job::Effects(effects)) => shared.tell(&effects),
+            Some(Job::Tell(news)) => shared.tell(news),
             Some(Job::Stop) | None => return,
         }
         let made = shared.made.fetch_add(1, SeqCst) + 1;

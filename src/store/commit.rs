@@ -14,6 +14,28 @@ const PAGE: usize = 4096;
 /// Bytes of content that is worth a look at what it replaces.
 const LARGE: usize = 4 * PAGE;
 
+/// What a synchronisation changes.
+pub(super) struct SyncRows {
+    pub delete: Vec<Inode>,
+    pub put: Vec<Row>,
+    /// `None`: the version row stays as it is.
+    pub root: Option<RootRow>,
+}
+
+/// Something to write.
+#[derive(Clone, Copy)]
+pub(super) enum Write<'a> {
+    Change(&'a Change),
+    Sync(&'a SyncRows),
+    /// Only its turn counts.
+    Nothing,
+}
+
+/// `type` of the version row: that of a file after a change, that of the message it came in after a
+/// synchronisation.
+const ROOT_OF_CHANGE: u8 = 8;
+const ROOT_OF_SYNC: u8 = 4;
+
 /// The prepared statements of the one connection.
 pub(super) struct Writer<'c> {
     begin: Statement<'c>,
@@ -43,7 +65,7 @@ impl<'c> Writer<'c> {
                  name = ?7, data = ?8 WHERE inode = ?1",
             )?,
             update_root: conn.prepare(
-                "UPDATE tree SET parent = 0, version = ?1, writer = ?2, mtime = ?3, type = 8, \
+                "UPDATE tree SET parent = 0, version = ?1, writer = ?2, mtime = ?3, type = ?5, \
                  name = ?4, data = NULL WHERE inode = 0",
             )?,
             length: conn.prepare("SELECT length(data) FROM tree WHERE inode = ?1")?,
@@ -63,7 +85,7 @@ impl<'c> Writer<'c> {
     /// last version row. Returns about how many pages that put into the log.
     pub(super) fn commit<'a>(
         &mut self,
-        changes: impl DoubleEndedIterator<Item = &'a Change> + ExactSizeIterator + Clone,
+        changes: impl DoubleEndedIterator<Item = Write<'a>> + ExactSizeIterator,
     ) -> Result<usize> {
         self.begin.raw_execute()?;
         let done = self
@@ -78,33 +100,37 @@ impl<'c> Writer<'c> {
 
     fn write<'a>(
         &mut self,
-        changes: impl DoubleEndedIterator<Item = &'a Change> + ExactSizeIterator,
+        changes: impl DoubleEndedIterator<Item = Write<'a>> + ExactSizeIterator,
     ) -> Result<usize> {
         let single = changes.len() == 1;
         let mut written: HashSet<Inode> = HashSet::new();
+        let mut is_last = |inode| single || written.insert(inode);
         let mut root = None;
         let mut pages = 1;
         // Backwards: what comes first then is the last word about an inode.
         for change in changes.rev() {
-            root.get_or_insert(change.root);
-            if let Some(row) = change
-                .put
-                .as_ref()
-                .filter(|r| single || written.insert(r.inode))
-            {
+            let (put, delete) = match change {
+                Write::Change(change) => {
+                    root.get_or_insert((change.root, ROOT_OF_CHANGE));
+                    (change.put.as_slice(), change.delete.as_slice())
+                }
+                Write::Sync(rows) => {
+                    root = root.or(rows.root.map(|root| (root, ROOT_OF_SYNC)));
+                    (&rows.put[..], &rows.delete[..])
+                }
+                Write::Nothing => continue,
+            };
+            for row in put.iter().rev().filter(|row| is_last(row.inode)) {
                 self.put(row)?;
                 pages += 3 + row.data.as_ref().map_or(0, |data| data.len() / PAGE);
             }
-            if let Some(inode) = change
-                .delete
-                .filter(|inode| single || written.insert(*inode))
-            {
-                self.delete.raw_bind_parameter(1, inode as i64)?;
+            for inode in delete.iter().filter(|inode| is_last(**inode)) {
+                self.delete.raw_bind_parameter(1, *inode as i64)?;
                 self.delete.raw_execute()?;
                 pages += 3;
             }
         }
-        root.map_or(Ok(()), |root| self.put_root(root))?;
+        root.map_or(Ok(()), |(root, kind)| self.put_root_as(root, kind))?;
         Ok(pages)
     }
 
@@ -124,6 +150,10 @@ impl<'c> Writer<'c> {
 
     /// Writes the version row.
     pub(super) fn put_root(&mut self, root: RootRow) -> Result<()> {
+        self.put_root_as(root, ROOT_OF_CHANGE)
+    }
+
+    fn put_root_as(&mut self, root: RootRow, type_code: u8) -> Result<()> {
         let RootRow {
             version,
             writer,
@@ -134,10 +164,12 @@ impl<'c> Writer<'c> {
         update.raw_bind_parameter(2, writer)?;
         update.raw_bind_parameter(3, mtime)?;
         update.raw_bind_parameter(4, text(VERSION_ROW_NAME))?;
+        update.raw_bind_parameter(5, type_code)?;
         if update.raw_execute()? == 1 {
             return Ok(());
         }
-        let numbers = [0, 0, version as i64, i64::from(writer), i64::from(mtime), 8];
+        let (writer, mtime) = (i64::from(writer), i64::from(mtime));
+        let numbers = [0, 0, version as i64, writer, mtime, i64::from(type_code)];
         bind_and_run(&mut self.replace, numbers, VERSION_ROW_NAME, None).map(drop)
     }
 

@@ -11,8 +11,7 @@ use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, Result, ffi};
 
-use super::commit::Writer;
-use crate::memdb::Change;
+use super::commit::{Write, Writer};
 
 /// Pages in the log from which on it is moved into the database (SQLite's own default).
 const CHECKPOINT_PAGES: usize = 1000;
@@ -79,7 +78,7 @@ impl Db {
     /// SQLite's; nothing of `changes` is in the database then.
     pub(super) fn commit<'a>(
         &mut self,
-        changes: impl DoubleEndedIterator<Item = &'a Change> + ExactSizeIterator + Clone,
+        changes: impl DoubleEndedIterator<Item = Write<'a>> + ExactSizeIterator + Clone,
     ) -> Result<()> {
         let now = Instant::now();
         if self.last_commit.is_some_and(|last| now - last < BURST) {

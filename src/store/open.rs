@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags};
 
-use super::commit::Writer;
+use super::commit::{Write, Writer};
 use super::rows::{SELECT, load_row};
 use super::{CREATE_TABLE, DOMAIN};
 use crate::memdb::{Change, LoadError, LoadNote, Loader, Tree};
@@ -215,7 +215,9 @@ impl Store {
     /// # Errors
     /// SQLite's; nothing of `changes` is in the database then.
     pub fn commit(&self, changes: &[Change]) -> rusqlite::Result<()> {
-        Writer::new(&self.conn)?.commit(changes.iter()).map(drop)
+        Writer::new(&self.conn)?
+            .commit(changes.iter().map(Write::Change))
+            .map(drop)
     }
 
     pub(super) fn into_parts(self) -> (Connection, PathBuf) {

@@ -15,8 +15,9 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use super::DOMAIN;
+use super::commit::{SyncRows, Write};
 use super::db::{Db, State};
-use crate::memdb::{Change, Error};
+use crate::memdb::{Change, Error, Inode, RootRow, Row};
 
 /// Called exactly once: the change is in the database ([`Ok`]), or it cannot be said when it will
 /// be ([`Error::Busy`], [`Error::Io`]).
@@ -33,13 +34,38 @@ const KEPT_CAPACITY: usize = 64;
 /// Called with a change before its ticket says that it failed, although it stays queued.
 type OnRefusal = Box<dyn Fn(&Change) + Send + Sync>;
 
+enum Work {
+    Change(Change),
+    Sync(SyncRows),
+    Nothing,
+}
+
 pub(super) struct Pending {
-    pub(super) change: Change,
+    work: Work,
     /// `None`: called, but not written yet.
     ticket: Option<Ticket>,
 }
 
 impl Pending {
+    fn write(&self) -> Write<'_> {
+        match &self.work {
+            Work::Change(change) => Write::Change(change),
+            Work::Sync(rows) => Write::Sync(rows),
+            Work::Nothing => Write::Nothing,
+        }
+    }
+
+    /// Bytes of content.
+    fn size(&self) -> usize {
+        let rows = match &self.work {
+            Work::Change(change) => change.put.as_slice(),
+            Work::Sync(rows) => &rows.put[..],
+            Work::Nothing => &[],
+        };
+        let data = rows.iter().filter_map(|row| row.data.as_ref());
+        data.map(|data| data.len()).sum()
+    }
+
     /// Calls the ticket if it was not yet. One that panics must not take the database from others.
     pub(super) fn answer(&mut self, result: Result<(), Error>) {
         if let Some(ticket) = self.ticket.take() {
@@ -78,16 +104,8 @@ pub(super) struct Queue {
 impl Queue {
     /// Is what waits too much for a thread that has other things to do?
     fn is_long(&self) -> bool {
-        let size = |pending: &Pending| {
-            let data = pending
-                .change
-                .put
-                .as_ref()
-                .and_then(|row| row.data.as_ref());
-            data.map_or(0, |data| data.len())
-        };
         self.waiting.len() > INLINE_CHANGES
-            || self.waiting.iter().map(size).sum::<usize>() > INLINE_BYTES
+            || self.waiting.iter().map(Pending::size).sum::<usize>() > INLINE_BYTES
     }
 }
 
@@ -123,7 +141,7 @@ impl Shared {
     /// Writes `batch` in one transaction.
     pub(super) fn write(&self, batch: &[Pending]) -> rusqlite::Result<()> {
         match &mut *self.db.lock() {
-            Some(db) => db.commit(batch.iter().map(|pending| &pending.change)),
+            Some(db) => db.commit(batch.iter().map(Pending::write)),
             // Not thinkable: it is closed when nothing waits and nothing more is accepted.
             None => Err(rusqlite::Error::InvalidQuery),
         }
@@ -132,8 +150,10 @@ impl Shared {
     /// Tells those who still wait that they wait in vain. Their changes stay.
     pub(super) fn send_away(&self, batch: &mut [Pending], answer: Error) {
         for pending in batch.iter_mut().filter(|pending| pending.ticket.is_some()) {
-            if let Some(on_refusal) = self.on_refusal.get() {
-                on_refusal(&pending.change);
+            if let (Some(on_refusal), Work::Change(change)) =
+                (self.on_refusal.get(), &pending.work)
+            {
+                on_refusal(change);
             }
             pending.answer(Err(answer));
         }
@@ -282,24 +302,47 @@ impl StoreHandle {
     /// Queues a change; the caller gives it to the database after it has given back its locks.
     /// Changes are written, and their tickets called, in the order of these calls.
     pub fn queue(&self, change: Change, ticket: Ticket) -> Queued<'_> {
-        let mut queue = self.0.queue.lock();
-        let mut refused = None;
-        if queue.closing || queue.ended {
-            refused = Some(ticket);
-        } else {
-            let ticket = Some(ticket);
-            queue.waiting.push(Pending { change, ticket });
-        }
-        Queued {
-            shared: &self.0,
-            refused,
-        }
+        self.push(Work::Change(change), ticket)
     }
 
     /// Queues a change for the store thread; never waits. All changes that wait together become
     /// one transaction, in order; then their tickets are called in that order.
     pub fn enqueue(&self, change: Change, ticket: Ticket) {
         drop(self.queue(change, ticket));
+    }
+
+    /// Queues the result of a synchronisation for the store thread, in order with the changes and
+    /// as a whole: rows that are gone, rows that are new or different, and the version row if that
+    /// is different.
+    pub fn enqueue_sync(
+        &self,
+        delete: Vec<Inode>,
+        put: Vec<Row>,
+        root: Option<RootRow>,
+        ticket: Ticket,
+    ) {
+        drop(self.push(Work::Sync(SyncRows { delete, put, root }), ticket));
+    }
+
+    /// Calls `ticket`, on the store thread, when everything queued so far is written, or with the
+    /// error that a change would have got.
+    pub fn after(&self, ticket: Ticket) {
+        drop(self.push(Work::Nothing, ticket));
+    }
+
+    fn push(&self, work: Work, ticket: Ticket) -> Queued<'_> {
+        let mut queue = self.0.queue.lock();
+        let mut refused = None;
+        if queue.closing || queue.ended {
+            refused = Some(ticket);
+        } else {
+            let ticket = Some(ticket);
+            queue.waiting.push(Pending { work, ticket });
+        }
+        Queued {
+            shared: &self.0,
+            refused,
+        }
     }
 
     /// Waits until everything queued so far is written and its tickets were called. Returns also

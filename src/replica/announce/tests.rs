@@ -15,6 +15,8 @@ impl Barrier for Gate {
     fn invalidate(&self, change: &Change) {
         self.settle(change);
     }
+
+    fn quorum_changed(&self) {}
 }
 
 fn change() -> Box<Change> {
@@ -194,5 +196,25 @@ fn later_announcements_stay_behind_earlier_promises() {
     announcer.when_announced(Box::new(move || tx.send(()).unwrap()));
     rx.recv_timeout(Duration::from_secs(5)).unwrap();
     assert_eq!(*order.lock(), [0, 1]);
+    announcer.stop();
+}
+
+#[test]
+fn changes_of_others_are_announced_after_the_kernel_forgot() {
+    let (announcer, count) = announcer();
+    let (open, gate) = mpsc::channel();
+    announcer.set_barrier(Arc::new(Gate(Mutex::new(gate))));
+    announcer.forget(change());
+    announcer.announce(Effects::default());
+    assert!(announcer.pending());
+    let seen = count.clone();
+    let (tx, rx) = mpsc::channel();
+    let told = Box::new(move || tx.send(seen.load(SeqCst)).unwrap());
+    announcer.replaced(vec![*change(), *change()], told);
+    announcer.quorum_changed();
+    assert!(rx.recv_timeout(Duration::from_millis(20)).is_err());
+    (0..3).for_each(|_| open.send(()).unwrap());
+    // Of a replaced tree no effects are announced, but the new one is told of.
+    assert_eq!(rx.recv_timeout(Duration::from_secs(5)).unwrap(), 1);
     announcer.stop();
 }

@@ -298,7 +298,9 @@ fn prints_the_time_of_a_change() {
     for i in 0..rounds {
         let change = loaded.tree.apply_local(&op(i), 1).unwrap();
         let start = Instant::now();
-        writer.commit([change].iter()).unwrap();
+        writer
+            .commit([commit::Write::Change(&change)].into_iter())
+            .unwrap();
         times.push(start.elapsed());
     }
     print_times("overwrite of 1 KiB, transaction only", times);

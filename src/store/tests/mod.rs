@@ -6,6 +6,7 @@ mod golden;
 mod import;
 mod inline;
 mod open;
+mod sync;
 mod trouble;
 
 use std::path::{Path, PathBuf};

@@ -1,0 +1,127 @@
+//! What may wait for other programs and slow disks: copying `corosync.conf` from the tree to the
+//! host, and telling corosync (cluster-sync.md 1.6).
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::path::PathBuf;
+use std::process::{Command as Process, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::{Duration, Instant};
+
+use super::corosync_conf::{Export, Outcome};
+use crate::memdb::TreePath;
+use crate::replica::SharedTree;
+
+/// The other nodes get this long to write their files before corosync reads its own.
+const RELOAD_DELAY: Duration = Duration::from_secs(1);
+/// `corosync-cfgtool -R` that takes longer is ended.
+const RELOAD_LIMIT: Duration = Duration::from_secs(30);
+
+enum Chore {
+    Export { notify: bool },
+}
+
+/// Hands work to the thread, which ends with the last handle.
+#[derive(Clone)]
+pub(super) struct Chores {
+    queue: Sender<Chore>,
+}
+
+impl Chores {
+    /// Copies the file to the host if it is newer, before this returns, and starts the thread,
+    /// which has corosync read it if there was an older one.
+    pub fn start(tree: SharedTree, host_file: PathBuf) -> io::Result<Chores> {
+        let (queue, chores) = channel();
+        let mut worker = Worker {
+            tree,
+            export: Export { host_file },
+            reload_at: None,
+        };
+        worker.export(true);
+        std::thread::Builder::new()
+            .name("chores".into())
+            .spawn(move || worker.run(&chores))?;
+        Ok(Chores { queue })
+    }
+
+    /// Copies the file to the host if it is newer, and with `notify` has corosync read it.
+    pub fn export(&self, notify: bool) {
+        // The thread lives as long as this handle.
+        let _ = self.queue.send(Chore::Export { notify });
+    }
+}
+
+struct Worker {
+    tree: SharedTree,
+    export: Export,
+    reload_at: Option<Instant>,
+}
+
+impl Worker {
+    fn run(mut self, chores: &Receiver<Chore>) {
+        loop {
+            let chore = match self.reload_at {
+                None => chores.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                Some(at) => chores.recv_timeout(at.saturating_duration_since(Instant::now())),
+            };
+            match chore {
+                Ok(Chore::Export { notify }) => self.export(notify),
+                Err(RecvTimeoutError::Timeout) => {
+                    self.reload_at = None;
+                    reload();
+                }
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+
+    fn export(&mut self, notify: bool) {
+        let content = self
+            .tree
+            .read()
+            .read(&TreePath::new(b"corosync.conf"))
+            .cloned();
+        let outcome = self.export.run(content.as_deref().unwrap_or_default());
+        if notify && outcome == (Outcome::Written { reload: true }) {
+            // Several changes in a row are read once, the delay counted from the last.
+            self.reload_at = Some(Instant::now() + RELOAD_DELAY);
+        }
+    }
+}
+
+/// Runs `corosync-cfgtool -R`.
+fn reload() {
+    let tool = Process::new("corosync-cfgtool")
+        .arg("-R")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn();
+    let mut tool = match tool {
+        Ok(tool) => tool,
+        Err(err) => return tracing::error!(target: "dcdb", "corosync-cfgtool -R failed: {err}"),
+    };
+    let end = Instant::now() + RELOAD_LIMIT;
+    loop {
+        match tool.try_wait() {
+            Ok(Some(status)) if status.success() => return,
+            Ok(Some(status)) => {
+                let code = status.code().unwrap_or(-1);
+                return tracing::error!(
+                    target: "dcdb",
+                    "corosync-cfgtool -R failed with exit code {code}"
+                );
+            }
+            Ok(None) if Instant::now() < end => std::thread::sleep(Duration::from_millis(20)),
+            Ok(None) | Err(_) => {
+                // It may have ended by itself in between.
+                let _ = tool.kill();
+                let _ = tool.wait();
+                return tracing::error!(
+                    target: "dcdb",
+                    "corosync-cfgtool -R did not end within {RELOAD_LIMIT:?}"
+                );
+            }
+        }
+    }
+}

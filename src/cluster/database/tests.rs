@@ -1,0 +1,312 @@
+//! The database's surroundings on a real store.
+
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Duration;
+
+use parking_lot::RwLock;
+use tempfile::TempDir;
+
+use super::*;
+use crate::dfsm::{Application, Ctx, Delivery, MemberId};
+use crate::memdb::{ROOT_INODE, TreePath};
+use crate::replica::{Barrier, Observer};
+use crate::store::Store;
+
+/// Tells what the kernel had to forget.
+struct Kernel(Mutex<Sender<String>>);
+
+impl Kernel {
+    fn tell(&self, what: &str, change: &Change) {
+        let path = change.effects.touched.first().map_or("?".into(), |path| {
+            String::from_utf8_lossy(path.as_bytes()).into_owned()
+        });
+        self.0.lock().send(format!("{what} {path}")).unwrap();
+    }
+}
+
+impl Barrier for Kernel {
+    fn settle(&self, change: &Change) {
+        self.tell("settle", change);
+    }
+    fn invalidate(&self, change: &Change) {
+        self.tell("invalidate", change);
+    }
+    fn quorum_changed(&self) {}
+}
+
+struct Seen(Mutex<Vec<u64>>);
+
+impl Observer for Seen {
+    fn applied(&self, change: &Change) {
+        self.0.lock().push(change.inode);
+    }
+}
+
+struct Lab {
+    dir: TempDir,
+    tree: SharedTree,
+    store: StoreHandle,
+    core: Arc<Inbox<Command>>,
+    dcdb: Dcdb<Host>,
+    database: Database,
+    seen: Arc<Seen>,
+    kernel: Receiver<String>,
+    answers: (Sender<String>, Receiver<String>),
+}
+
+const OWN: MemberId = MemberId { nodeid: 1, pid: 1 };
+const OTHER: MemberId = MemberId { nodeid: 2, pid: 2 };
+const SOON: Duration = Duration::from_secs(10);
+
+fn path(text: &str) -> TreePath {
+    TreePath::new(text.as_bytes())
+}
+
+impl Lab {
+    fn new() -> Lab {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, loaded) = Store::open(&dir.path().join("config.db"), 1000).unwrap();
+        let store = store.spawn().unwrap();
+        let tree: SharedTree = Arc::new(RwLock::new(loaded.tree));
+        let status = Arc::new(Status::new("node1", 1000, 1));
+        let announcer = Announcer::start(Arc::new(|_: &Effects| ())).unwrap();
+        let (told, kernel) = channel();
+        announcer.set_barrier(Arc::new(Kernel(Mutex::new(told))));
+        let core = Arc::new(Inbox::new().unwrap());
+        let host_file = dir.path().join("corosync.conf");
+        let seen = Arc::new(Seen(Mutex::default()));
+        let observers: Observers = Arc::new(Mutex::new(vec![seen.clone()]));
+        let (database, host) = Database::new(
+            DatabaseParts {
+                tree: tree.clone(),
+                store: store.clone(),
+                announcer,
+                relevant: Arc::new(|_| true),
+                status,
+                chores: Chores::start(tree.clone(), host_file).unwrap(),
+                core: core.clone(),
+            },
+            observers,
+        );
+        let mut dcdb = Dcdb::new(host);
+        let mut ctx = Ctx::new(1000, OWN, true);
+        dcdb.event(dcdb::Event::Quorate(true), &mut ctx);
+        Lab {
+            dir,
+            tree,
+            store,
+            core,
+            dcdb,
+            database,
+            seen,
+            kernel,
+            answers: channel(),
+        }
+    }
+
+    /// A message is delivered; its sender waits for the result if a text is given.
+    fn deliver(&mut self, from: MemberId, op: Op, waits: Option<&str>) {
+        let message = dcdb::wire::Message::Op(op).encode();
+        let mut ctx = Ctx::new(2000, OWN, true);
+        let delivery = Delivery {
+            from,
+            subtype: message.subtype,
+            time: 2000,
+            payload: &message.payload,
+        };
+        let crate::dfsm::Verdict::Applied(reply) = self.dcdb.deliver(delivery, &mut ctx) else {
+            panic!("not applied");
+        };
+        self.act(ctx);
+        if let Some(text) = waits {
+            let (text, answers) = (text.to_owned(), self.answers.0.clone());
+            let ticket = self.database.ticket(Box::new(move |result| {
+                answers
+                    .send(format!("{text} {:?}", result.map(|_| ())))
+                    .unwrap();
+            }));
+            self.database.reply(ticket, Ok(reply));
+        }
+        self.database.finish();
+    }
+
+    fn act(&mut self, mut ctx: Ctx<dcdb::Action>) {
+        ctx.take()
+            .1
+            .into_iter()
+            .for_each(|action| self.database.act(action));
+    }
+
+    fn kernel(&self) -> String {
+        self.kernel.recv_timeout(SOON).unwrap()
+    }
+
+    fn answer(&self) -> String {
+        self.answers.1.recv_timeout(SOON).unwrap()
+    }
+
+    /// What the store tells the core next.
+    fn stored(&self) -> dcdb::Event {
+        let mut commands = Vec::new();
+        let end = std::time::Instant::now() + SOON;
+        while commands.is_empty() {
+            assert!(std::time::Instant::now() < end);
+            self.core.take(&mut commands);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        match commands.as_slice() {
+            [Command::Stored(event)] => *event,
+            _ => panic!("{} commands", commands.len()),
+        }
+    }
+
+    fn is_quiet(&self) -> bool {
+        self.store.flush();
+        let mut commands = Vec::new();
+        self.core.take(&mut commands);
+        commands.is_empty()
+    }
+
+    /// Everything of that name is refused by the disk until the connection is told otherwise.
+    fn break_disk_for(&self, name: &str) -> rusqlite::Connection {
+        let sql = format!(
+            "CREATE TRIGGER full BEFORE INSERT ON tree WHEN NEW.name = '{name}' \
+             BEGIN SELECT RAISE(ABORT, 'disk full'); END"
+        );
+        let disk = rusqlite::Connection::open(self.dir.path().join("config.db")).unwrap();
+        disk.execute_batch(&sql).unwrap();
+        disk
+    }
+
+    fn names(&self) -> Vec<String> {
+        let name = |(_, entry): (u64, &crate::memdb::Entry)| {
+            String::from_utf8_lossy(&entry.name).into_owned()
+        };
+        self.tree.read().iter().map(name).collect()
+    }
+
+    /// This node is behind: it gets a file from the leader, and commits.
+    fn sync_file(&mut self, name: &str) -> bool {
+        let mut leader = self.tree.read().clone();
+        let stamp = Stamp {
+            writer: 2,
+            mtime: 3000,
+        };
+        let inode = leader
+            .apply(&Op::Create { path: path(name) }, stamp, 3000)
+            .unwrap()
+            .inode;
+        let own = self.tree.read().encode_index();
+        let states = [
+            (OWN, own.into_boxed_slice()),
+            (OTHER, leader.encode_index().into_boxed_slice()),
+        ];
+        let mut ctx = Ctx::new(3000, OWN, true);
+        self.dcdb.process_states(&states, &mut ctx).unwrap();
+        let updates = [
+            dcdb::wire::Update::root(leader.root_row()),
+            dcdb::wire::Update(leader.row(inode).unwrap()),
+        ];
+        for update in updates {
+            assert!(self.dcdb.process_update(&update.encode(), &mut ctx));
+        }
+        let committed = self.dcdb.commit(&mut ctx);
+        self.act(ctx);
+        self.database.finish();
+        committed
+    }
+}
+
+fn create(name: &str) -> Op {
+    Op::Create { path: path(name) }
+}
+
+#[test]
+fn own_changes_are_answered_when_stored_and_others_forgotten_by_the_kernel() {
+    let mut lab = Lab::new();
+    lab.deliver(OWN, create("mine"), Some("first"));
+    assert_eq!(lab.answer(), "first Ok(())");
+    assert_eq!(lab.kernel(), "settle mine");
+    lab.deliver(OTHER, create("theirs"), None);
+    assert_eq!(lab.kernel(), "invalidate theirs");
+    // Its caller was told that the outcome is unknown.
+    lab.deliver(OWN, create("late"), None);
+    assert_eq!(lab.kernel(), "invalidate late");
+    lab.deliver(OWN, create("mine"), Some("again"));
+    assert_eq!(lab.answer(), "again Err(Exists)");
+    assert_eq!(lab.seen.0.lock().len(), 3);
+    assert!(lab.is_quiet());
+}
+
+#[test]
+fn a_result_that_comes_later_comes_after_what_was_before_it() {
+    let mut lab = Lab::new();
+    lab.deliver(OTHER, create("theirs"), None);
+    let answers = lab.answers.0.clone();
+    let ticket = lab.database.ticket(Box::new(move |result| {
+        answers
+            .send(format!("kept back {:?}", result.map(|_| ())))
+            .unwrap();
+    }));
+    lab.database
+        .reply(ticket, Ok(Ok(Applied { inode: ROOT_INODE })));
+    lab.database.finish();
+    assert_eq!(lab.answer(), "kept back Ok(())");
+    for (refusal, text) in [(Refusal::Busy, "Err(Busy)"), (Refusal::Failed, "Err(Io)")] {
+        let answers = lab.answers.0.clone();
+        let ticket = lab.database.ticket(Box::new(move |result| {
+            answers.send(format!("{:?}", result.map(|_| ()))).unwrap();
+        }));
+        lab.database.reply(ticket, Err(refusal));
+        assert_eq!(lab.answer(), text);
+    }
+}
+
+#[test]
+fn a_change_that_cannot_be_stored_now_is_stored_later() {
+    let mut lab = Lab::new();
+    let disk = lab.break_disk_for("bad");
+    lab.deliver(OWN, create("bad"), Some("bad"));
+    assert_eq!(lab.answer(), "bad Err(Io)");
+    // Memory and the other nodes have it.
+    assert_eq!(lab.kernel(), "invalidate bad");
+    lab.deliver(OTHER, create("next"), None);
+    assert_eq!(lab.kernel(), "invalidate next");
+    assert_eq!(lab.names(), ["bad", "next"]);
+    disk.execute_batch("DROP TRIGGER full").unwrap();
+    let end = std::time::Instant::now() + SOON;
+    while lab.store.errors().load(SeqCst) {
+        assert!(std::time::Instant::now() < end);
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    lab.deliver(OWN, create("after"), Some("after"));
+    assert_eq!(lab.answer(), "after Ok(())");
+    assert!(lab.is_quiet());
+}
+
+#[test]
+fn a_synchronisation_replaces_the_tree_and_the_kernel_forgets_the_difference() {
+    let mut lab = Lab::new();
+    lab.deliver(OTHER, create("before"), None);
+    assert_eq!(lab.kernel(), "invalidate before");
+    assert!(lab.sync_file("synced"));
+    assert_eq!(lab.kernel(), "invalidate synced");
+    assert_eq!(lab.stored(), dcdb::Event::Stored(2));
+    assert!(lab.tree.read().lookup(&path("synced")).is_some());
+}
+
+#[test]
+fn a_synchronisation_that_cannot_be_stored_now_holds_up_nothing() {
+    let mut lab = Lab::new();
+    let disk = lab.break_disk_for("bad");
+    assert!(lab.sync_file("bad"));
+    assert_eq!(lab.kernel(), "invalidate bad");
+    lab.deliver(OTHER, create("behind"), None);
+    assert_eq!(lab.kernel(), "invalidate behind");
+    assert_eq!(lab.names(), ["bad", "behind"]);
+    disk.execute_batch("DROP TRIGGER full").unwrap();
+    assert!(lab.sync_file("good"));
+    assert_eq!(lab.kernel(), "invalidate good");
+    assert_eq!(lab.stored(), dcdb::Event::Stored(3));
+}

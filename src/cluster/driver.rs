@@ -1,0 +1,295 @@
+//! The thread that receives everything and runs the machines. It never waits for anything but the
+//! next event.
+#![forbid(unsafe_code)]
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use super::connector::Job;
+use super::database::{Database, Host};
+use super::group::{Group, Request, Surroundings};
+use super::inbox::{Inbox, wait};
+use super::logs::log;
+use super::{Command, GroupName, Overview};
+use crate::corosync::quorum::Quorum;
+use crate::dcdb::{self, Dcdb};
+use crate::dfsm::{Application, Event, Level, Now, Refusal, Ticket};
+use crate::kvstore::{self, Kvstore};
+use crate::replica::Announcer;
+use crate::replica::local::Clock;
+use crate::status::Status;
+
+/// What the machines are told of the passing time.
+const TICK: Duration = Duration::from_millis(250);
+/// Between two attempts to send while corosync has no room.
+const SEND_RETRY: Duration = Duration::from_millis(1);
+/// The end of the groups at a stop.
+const STOP_LIMIT: Duration = Duration::from_secs(2);
+
+/// What stands around the node status.
+pub(super) struct NodeStatus;
+
+impl Surroundings<Kvstore> for NodeStatus {
+    /// Round-robin data are handed on by the status itself.
+    fn act(&mut self, _action: kvstore::Action) {}
+
+    /// Nobody waits for the result of a status message.
+    fn reply(&mut self, _ticket: Ticket, _result: Result<(), Refusal>) {}
+}
+
+/// State of the thread.
+pub(super) struct Core {
+    pub inbox: Arc<Inbox<Command>>,
+    pub jobs: Arc<Inbox<Job>>,
+    pub dcdb: Group<Dcdb<Host>, Database>,
+    pub kvstore: Group<Kvstore, NodeStatus>,
+    pub quorum: Option<Quorum>,
+    pub status: Arc<Status>,
+    pub announcer: Arc<Announcer>,
+    pub clock: Clock,
+    pub started: Instant,
+    pub stop_at: Option<Duration>,
+    /// For whoever wants to know.
+    pub overview: Arc<Mutex<Overview>>,
+}
+
+/// What a group hands to the connector.
+pub(super) fn requests(jobs: Arc<Inbox<Job>>, group: GroupName) -> Box<dyn FnMut(Request) + Send> {
+    Box::new(move |request| {
+        let job = match request {
+            Request::Open(generation) => Job::Open { group, generation },
+            Request::Leave(generation, channel) => Job::Leave {
+                group,
+                generation,
+                channel,
+            },
+            Request::Discard(channel) => Job::Discard(Box::new(channel)),
+        };
+        // The connector outlives the core.
+        drop(jobs.push(job));
+    })
+}
+
+impl Core {
+    /// Until both groups are closed after [`Command::Stop`]. Needs a stack of
+    /// [`crate::corosync::STACK_SIZE`].
+    pub fn run(mut self) {
+        drop(self.jobs.push(Job::Quorum));
+        let mut commands = Vec::new();
+        let mut tick_at = Duration::ZERO;
+        while !self.is_over() {
+            let now = self.now();
+            if now.mono >= tick_at {
+                tick_at = now.mono + TICK;
+                self.dcdb.handle(now, Event::Tick);
+                self.kvstore.handle(now, Event::Tick);
+            }
+            self.send(now);
+            self.show();
+            let [commanded, quorum, dcdb, kvstore] = wait(
+                [
+                    Some(self.inbox.as_fd()),
+                    self.quorum.as_ref().map(Quorum::fd),
+                    self.dcdb.fd(),
+                    self.kvstore.fd(),
+                ],
+                self.patience(tick_at),
+            );
+            let now = self.now();
+            // A message must not be taken for one without quorum that has come back already.
+            if quorum || dcdb {
+                self.dispatch_quorum(now);
+            }
+            if commanded {
+                self.inbox.take(&mut commands);
+                for command in commands.drain(..) {
+                    self.obey(now, command);
+                }
+            }
+            if dcdb {
+                self.dcdb.dispatch(now);
+            }
+            if kvstore {
+                self.kvstore.dispatch(now);
+            }
+        }
+    }
+
+    fn now(&self) -> Now {
+        Now {
+            wall: (self.clock)(),
+            mono: self.started.elapsed(),
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.stop_at.is_some_and(|at| {
+            (self.dcdb.is_closed() && self.kvstore.is_closed()) || self.started.elapsed() >= at
+        })
+    }
+
+    /// How long to wait for the next event.
+    fn patience(&self, tick_at: Duration) -> Duration {
+        let limit = tick_at.saturating_sub(self.started.elapsed());
+        if self.dcdb.is_blocked() || self.kvstore.is_blocked() {
+            limit.min(SEND_RETRY)
+        } else if self.dcdb.wants_room() {
+            Duration::ZERO
+        } else {
+            limit
+        }
+    }
+
+    fn send(&mut self, now: Now) {
+        if self.dcdb.wants_room() {
+            self.dcdb.handle(now, Event::Room);
+        }
+        self.dcdb.flush(now);
+        self.kvstore.flush(now);
+    }
+
+    fn show(&self) {
+        let mut overview = self.overview.lock();
+        let overview = &mut *overview;
+        self.dcdb.show(&mut overview.dcdb);
+        self.kvstore.show(&mut overview.kvstore);
+    }
+
+    fn obey(&mut self, now: Now, command: Command) {
+        match command {
+            Command::Submit(op, done) => {
+                let ticket = Some(self.dcdb.surroundings.ticket(done));
+                self.dcdb.handle(
+                    now,
+                    Event::Submit {
+                        ticket,
+                        request: op,
+                    },
+                );
+            }
+            Command::Kvstore(request) => {
+                self.kvstore.handle(
+                    now,
+                    Event::Submit {
+                        ticket: None,
+                        request,
+                    },
+                );
+            }
+            Command::Stored(event) => self.dcdb.handle(now, Event::App(event)),
+            Command::Opened {
+                group: GroupName::Dcdb,
+                generation,
+                channel,
+            } => {
+                self.dcdb.opened(now, generation, channel);
+            }
+            Command::Opened {
+                group: GroupName::Kvstore,
+                generation,
+                channel,
+            } => {
+                self.kvstore.opened(now, generation, channel);
+            }
+            Command::Left {
+                group: GroupName::Dcdb,
+                generation,
+            } => self.dcdb.left(now, generation),
+            Command::Left {
+                group: GroupName::Kvstore,
+                generation,
+            } => {
+                self.kvstore.left(now, generation);
+            }
+            Command::Quorum(quorum) => {
+                self.quorum = Some(quorum);
+                self.dispatch_quorum(now);
+            }
+            Command::NodesRead => self.nodes_read(),
+            Command::Verify => self.dcdb.handle(now, Event::Verify),
+            Command::Stop => {
+                self.stop_at = Some(now.mono + STOP_LIMIT);
+                self.dcdb.handle(now, Event::Stop);
+                self.kvstore.handle(now, Event::Stop);
+            }
+        }
+    }
+
+    /// A node that is new in the configuration may be in the group already.
+    fn nodes_read(&self) {
+        let members: Vec<u32> = self
+            .kvstore
+            .machine()
+            .members()
+            .map(|(member, _)| member.nodeid)
+            .collect();
+        if !members.is_empty() {
+            self.status.set_online(&members);
+        }
+    }
+
+    fn dispatch_quorum(&mut self, now: Now) {
+        let Some(quorum) = &mut self.quorum else {
+            return;
+        };
+        match quorum.dispatch() {
+            Ok(events) => {
+                for event in events {
+                    self.set_quorate(now, event.quorate);
+                }
+            }
+            Err(err) => {
+                log(
+                    "quorum",
+                    Level::Critical,
+                    &format!("quorum_dispatch failed: {err}"),
+                );
+                if let Some(quorum) = self.quorum.take() {
+                    drop(self.jobs.push(Job::Discard(Box::new(quorum))));
+                }
+                self.set_quorate(now, false);
+                if self.stop_at.is_none() {
+                    drop(self.jobs.push(Job::Quorum));
+                }
+            }
+        }
+    }
+
+    fn set_quorate(&mut self, now: Now, quorate: bool) {
+        if self.status.set_quorate(quorate) {
+            let text = if quorate {
+                "node has quorum"
+            } else {
+                "node lost quorum"
+            };
+            log(Kvstore::NAME, Level::Notice, text);
+            self.announcer.quorum_changed();
+        }
+        self.dcdb
+            .handle(now, Event::App(dcdb::Event::Quorate(quorate)));
+    }
+}
+
+/// Nothing is replicated from now on, also if a panic is the reason: whoever waits is told so, and
+/// whoever comes is refused.
+impl Drop for Core {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            log(
+                "main",
+                Level::Critical,
+                "the core has failed - no change is accepted until restart",
+            );
+        }
+        self.status.set_quorate(false);
+        for command in self.inbox.close() {
+            command.refuse();
+        }
+        self.dcdb.surroundings.refuse_all();
+        // Handles that are left are closed by this thread, which nobody waits for any more.
+        drop(self.jobs.push(Job::Stop));
+    }
+}

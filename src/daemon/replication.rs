@@ -1,0 +1,150 @@
+//! The two ways a change takes: alone, or as a node of a cluster.
+#![forbid(unsafe_code)]
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Config, StartError};
+use crate::cluster::{self, Cluster, ClusterReplica, Prepared};
+use crate::ipc::service::{NoPeers, StatusReplica};
+use crate::replica::local::{Clock, Parts};
+use crate::replica::{Announcer, LocalReplica, Observer, Replica, SharedTree};
+use crate::status::Status;
+use crate::store::StoreHandle;
+
+/// Where corosync reads its configuration.
+pub const HOST_COROSYNC_CONF: &str = "/etc/corosync/corosync.conf";
+/// What leaving the cluster may take; some milliseconds unless corosync hangs.
+const STOP_LIMIT: Duration = Duration::from_millis(1500);
+
+/// What both ways need.
+pub struct Common {
+    pub tree: SharedTree,
+    pub store: StoreHandle,
+    pub announcer: Arc<Announcer>,
+    pub clock: Clock,
+    pub status: Arc<Status>,
+}
+
+/// A way that changes take.
+pub enum Replication {
+    Local(Arc<LocalReplica>),
+    /// Not connected yet.
+    Prepared(Prepared),
+    Cluster(Cluster),
+}
+
+impl Replication {
+    /// A node that is alone. It is always quorate.
+    pub fn local(common: Common) -> Self {
+        let Common {
+            tree,
+            store,
+            announcer,
+            clock,
+            status,
+        } = common;
+        status.set_quorate(true);
+        Replication::Local(Arc::new(LocalReplica::new(Parts {
+            tree,
+            store,
+            announcer,
+            relevant: Arc::new(Status::is_relevant),
+            clock,
+            quorate: true,
+        })))
+    }
+
+    /// A node of a cluster, not quorate until corosync says so.
+    pub fn cluster(common: Common, node_ip: IpAddr, config: &Config) -> Result<Self, StartError> {
+        let Common {
+            tree,
+            store,
+            announcer,
+            clock,
+            status,
+        } = common;
+        let prepared = Prepared::new(cluster::Parts {
+            tree,
+            store,
+            announcer,
+            relevant: Arc::new(Status::is_relevant),
+            clock,
+            status,
+            node_ip: node_ip.to_string(),
+            host_conf: HOST_COROSYNC_CONF.into(),
+            write_timeout: config.write_timeout,
+            verify_every: Some(config.verify_interval),
+        });
+        prepared
+            .map(Replication::Prepared)
+            .map_err(|source| StartError::Thread {
+                name: "core",
+                source,
+            })
+    }
+
+    fn of_cluster(&self) -> Option<Arc<ClusterReplica>> {
+        match self {
+            Replication::Local(_) => None,
+            Replication::Prepared(prepared) => Some(prepared.replica()),
+            Replication::Cluster(cluster) => Some(cluster.replica().clone()),
+        }
+    }
+
+    /// Takes the changes of this node.
+    pub fn replica(&self) -> Arc<dyn Replica> {
+        match self {
+            Replication::Local(replica) => replica.clone(),
+            Replication::Prepared(prepared) => prepared.replica(),
+            Replication::Cluster(cluster) => cluster.replica().clone(),
+        }
+    }
+
+    /// Takes what clients change in the status.
+    pub fn peers(&self) -> Arc<dyn StatusReplica> {
+        match self.of_cluster() {
+            Some(replica) => replica,
+            None => Arc::new(NoPeers),
+        }
+    }
+
+    /// `observer` sees every change from now on.
+    pub fn observe(&self, observer: Arc<dyn Observer>) {
+        match self {
+            Replication::Local(replica) => replica.observe(observer),
+            Replication::Prepared(prepared) => prepared.replica().observe(observer),
+            Replication::Cluster(cluster) => cluster.replica().observe(observer),
+        }
+    }
+
+    /// The mount is there: connects.
+    pub fn start(self) -> Result<Self, StartError> {
+        match self {
+            Replication::Prepared(prepared) => {
+                prepared
+                    .start()
+                    .map(Replication::Cluster)
+                    .map_err(|source| StartError::Thread {
+                        name: "core",
+                        source,
+                    })
+            }
+            started => Ok(started),
+        }
+    }
+
+    /// No change is accepted from now on; a node of a cluster leaves it.
+    pub fn stop(self) {
+        match self {
+            Replication::Local(replica) => replica.close(),
+            Replication::Prepared(prepared) => prepared.replica().close(),
+            Replication::Cluster(cluster) => {
+                if !cluster.stop(STOP_LIMIT) {
+                    tracing::warn!(target: "main", "corosync does not answer: left without it");
+                }
+            }
+        }
+    }
+}

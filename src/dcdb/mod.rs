@@ -1,0 +1,438 @@
+//! The replicated database: the tree as an application of [`dfsm`](crate::dfsm), group
+//! `pve_dcdb_v1` (spec: `docs/protocol/cluster-sync.md` 1).
+//!
+//! Changes go to memory at delivery and, as [`Action::Store`], to disk in the same order. A driver
+//! numbers nothing itself: it hands every [`Write`] to the store in order, and tells back
+//!
+//! * [`Event::Stored`] with the number of the last write that is durable;
+//! * [`Event::StoreFailed`] with the number of a write that failed. The store then discards this
+//!   write and every later one until it meets [`Action::ResumeStore`] in the stream. The failure of
+//!   a [`Write::Sync`] is answered with that action: memory goes back to what is on disk and the
+//!   node synchronises again. The failure of a [`Write::Change`] is permanent.
+#![forbid(unsafe_code)]
+
+use std::collections::VecDeque;
+
+use crate::dfsm::{
+    Application, Consequence, Ctx, Delivery, Level, MemberId, Outgoing, Plan, Verdict,
+};
+use crate::memdb::{Change, Error, Index, Op, ROOT_INODE, Stamp, Tree, TreePath};
+use crate::replica::Applied;
+
+mod host;
+mod sync;
+pub mod wire;
+
+pub use host::TreeHost;
+pub use sync::SyncCommit;
+use wire::{Message, Update};
+
+/// Path of the corosync configuration that is copied to the host.
+const COROSYNC_CONF: &[u8] = b"corosync.conf";
+
+/// Something for the disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Write {
+    /// One change; any number of them may share a transaction.
+    Change(Change),
+    /// The result of a synchronisation: one transaction.
+    Sync(SyncCommit),
+}
+
+/// What the surroundings have to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Store this, in order. Numbers grow by one.
+    Store { number: u64, write: Box<Write> },
+    /// The whole tree was replaced: everything kept about it is old (change counters, guest list).
+    Replaced,
+    /// Look whether the host's corosync.conf has to be rewritten, and with `notify` tell corosync
+    /// to read it, at least a second later. Never inline: it waits.
+    ExportCorosyncConf { notify: bool },
+    /// The store may go on after a failure.
+    ResumeStore,
+}
+
+/// What the surroundings tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Event {
+    /// This node is (not) quorate.
+    Quorate(bool),
+    /// Everything up to this number is durable.
+    Stored(u64),
+    /// This write failed, and nothing after it is stored.
+    StoreFailed(u64),
+}
+
+/// The tree, replicated.
+#[derive(Debug)]
+pub struct Dcdb<H: TreeHost> {
+    host: H,
+    quorate: bool,
+    /// The database failed; memory and disk differ until restart.
+    failed: bool,
+    /// Number of the last write.
+    stored: u64,
+    /// Trees before synchronisations that are not durable yet, with the number of that write.
+    before_sync: VecDeque<(u64, Tree)>,
+    /// Follower: index of the leader, and what it sent so far.
+    master: Option<Index>,
+    updates: Vec<Update>,
+    /// Leader: what is still to be sent, as it was when the states were compared.
+    outgoing: VecDeque<Update>,
+}
+
+impl<H: TreeHost> Dcdb<H> {
+    /// Replicates the tree of `host`; not quorate until told so.
+    pub fn new(host: H) -> Self {
+        Dcdb {
+            host,
+            quorate: false,
+            failed: false,
+            stored: 0,
+            before_sync: VecDeque::new(),
+            master: None,
+            updates: Vec::new(),
+            outgoing: VecDeque::new(),
+        }
+    }
+
+    /// Where the tree lives.
+    pub fn host(&self) -> &H {
+        &self.host
+    }
+
+    /// Is this node quorate?
+    pub fn quorate(&self) -> bool {
+        self.quorate
+    }
+
+    fn store(&mut self, write: Write, ctx: &mut Ctx<Action>) {
+        self.stored += 1;
+        ctx.act(Action::Store {
+            number: self.stored,
+            write: Box::new(write),
+        });
+    }
+
+    fn apply(
+        &mut self,
+        op: &Op,
+        from: MemberId,
+        time: u32,
+        ctx: &mut Ctx<Action>,
+    ) -> Result<Applied, Error> {
+        let stamp = Stamp {
+            writer: from.nodeid,
+            mtime: time,
+        };
+        let change = self.host.apply(op, stamp, ctx.now)?;
+        let inode = change.inode;
+        self.store(Write::Change(change), ctx);
+        if writes_corosync_conf(op) {
+            ctx.act(Action::ExportCorosyncConf {
+                notify: from == ctx.own,
+            });
+        }
+        Ok(Applied { inode })
+    }
+
+    /// The lock at `path`, if it is one and still the one that `checksum` was taken of.
+    fn is_lock(&self, path: &TreePath, checksum: &[u8; 32]) -> bool {
+        path.is_lock()
+            && self.host.read(|tree| {
+                tree.lookup(path).is_some_and(|inode| {
+                    tree.get(inode).is_some_and(|entry| entry.is_dir())
+                        && tree.lock_checksum(inode).as_ref() == Some(checksum)
+                })
+            })
+    }
+
+    fn unlock_request(&mut self, path: TreePath, checksum: [u8; 32], ctx: &mut Ctx<Action>) {
+        // Only the age on the lowest node counts.
+        if !ctx.lowest || !self.is_lock(&path, &checksum) {
+            return;
+        }
+        let now = ctx.now;
+        if self
+            .host
+            .adjust(|tree| tree.lock_expired(&path, &checksum, now))
+        {
+            let Outgoing { subtype, payload } = Message::Unlock { checksum, path }.encode();
+            ctx.send(subtype, payload);
+        }
+    }
+
+    fn store_failed(&mut self, number: u64, ctx: &mut Ctx<Action>) -> Consequence {
+        let Some(at) = self
+            .before_sync
+            .iter()
+            .position(|(sync, _)| *sync == number)
+        else {
+            self.failed = true;
+            return Consequence::Fail;
+        };
+        self.before_sync.truncate(at + 1);
+        if let Some((_, tree)) = self.before_sync.pop_back() {
+            self.host.replace(tree);
+        }
+        ctx.log(
+            Level::Critical,
+            "storing the synchronised database failed - trying again",
+        );
+        ctx.act(Action::ResumeStore);
+        ctx.act(Action::Replaced);
+        Consequence::Leave
+    }
+}
+
+fn writes_corosync_conf(op: &Op) -> bool {
+    match op {
+        Op::Create { path } | Op::Write { path, .. } | Op::Rename { to: path, .. } => {
+            path.as_bytes() == COROSYNC_CONF
+        }
+        Op::Mkdir { .. } | Op::Delete { .. } | Op::SetMtime { .. } => false,
+    }
+}
+
+/// A growing truncate as a write of its last zero byte. Nodes that run the C daemon would record
+/// the new size of an *empty* file without any content and crash when it is read; and it may have
+/// become empty when this arrives (filesystem.md 6).
+fn without_growing_truncate(op: Op, tree: &Tree) -> Op {
+    match op {
+        Op::Write {
+            path,
+            offset,
+            data,
+            truncate,
+        } if data.is_empty() && offset > 0 => {
+            let size = tree.read(&path).map(|content| content.len() as u64);
+            if size.is_some_and(|size| offset > size) {
+                Op::Write {
+                    path,
+                    offset: offset - 1,
+                    data: vec![0],
+                    truncate,
+                }
+            } else {
+                Op::Write {
+                    path,
+                    offset,
+                    data,
+                    truncate,
+                }
+            }
+        }
+        other => other,
+    }
+}
+
+impl<H: TreeHost> Application for Dcdb<H> {
+    const NAME: &'static str = "dcdb";
+    const PROTOCOL: u32 = 1;
+
+    type Request = Op;
+    type Reply = Result<Applied, Error>;
+    type Action = Action;
+    type Event = Event;
+
+    fn admit(&self, _request: &Op) -> Result<(), Self::Reply> {
+        if !self.quorate {
+            Err(Err(Error::Access))
+        } else if self.failed {
+            Err(Err(Error::Io))
+        } else {
+            Ok(())
+        }
+    }
+
+    fn may_acknowledge(&self) -> bool {
+        self.quorate
+    }
+
+    fn prepare(
+        &mut self,
+        request: Op,
+        _ctx: &mut Ctx<Action>,
+    ) -> Result<Vec<Outgoing>, Self::Reply> {
+        self.host.read(|tree| {
+            tree.check_local(&request).map_err(Err)?;
+            let mut messages = Vec::new();
+            if let Some((path, inode)) = tree.unlock_request(&request) {
+                if let Some(checksum) = tree.lock_checksum(inode) {
+                    let path = path.clone();
+                    messages.push(Message::UnlockRequest { checksum, path }.encode());
+                }
+            }
+            messages.push(Message::Op(without_growing_truncate(request, tree)).encode());
+            Ok(messages)
+        })
+    }
+
+    fn deliver(&mut self, delivery: Delivery<'_>, ctx: &mut Ctx<Action>) -> Verdict<Self::Reply> {
+        if self.failed {
+            return Verdict::Fail;
+        }
+        if !self.quorate {
+            ctx.log(
+                Level::Critical,
+                "received write while not quorate - trigger resync",
+            );
+            return Verdict::Leave;
+        }
+        let Delivery {
+            from,
+            subtype,
+            time,
+            payload,
+        } = delivery;
+        let message = match Message::parse(subtype, payload) {
+            Ok(message) => message,
+            Err(error) => {
+                ctx.log(
+                    Level::Critical,
+                    format!("malformed message from {from}: {error}"),
+                );
+                return Verdict::Leave;
+            }
+        };
+        // Nobody waits for the result of a lock message.
+        match message {
+            Message::Op(op) => Verdict::Applied(self.apply(&op, from, time, ctx)),
+            Message::UnlockRequest { checksum, path } => {
+                self.unlock_request(path, checksum, ctx);
+                Verdict::Applied(Ok(Applied { inode: ROOT_INODE }))
+            }
+            Message::Unlock { checksum, path } => {
+                Verdict::Applied(if self.is_lock(&path, &checksum) {
+                    self.apply(&Op::Delete { path }, from, time, ctx)
+                } else {
+                    Err(Error::NotFound)
+                })
+            }
+        }
+    }
+
+    fn confchg(&mut self, _members: &[MemberId], _ctx: &mut Ctx<Action>) {}
+
+    fn state(&mut self, _ctx: &mut Ctx<Action>) -> Option<Vec<u8>> {
+        Some(self.host.read(Tree::encode_index))
+    }
+
+    fn process_states(
+        &mut self,
+        states: &[(MemberId, Box<[u8]>)],
+        ctx: &mut Ctx<Action>,
+    ) -> Option<Plan> {
+        let mut comparison = match sync::compare(states) {
+            Ok(comparison) => comparison,
+            Err(error) => {
+                ctx.log(
+                    Level::Critical,
+                    format!("received malformed index: {error}"),
+                );
+                return None;
+            }
+        };
+        let leader = states[comparison.leader].0;
+        if leader == ctx.own {
+            let wanted = sync::wanted(&comparison);
+            self.outgoing = self.host.read(|tree| {
+                let update = |inode| match inode {
+                    ROOT_INODE => Some(Update::root(tree.root_row())),
+                    _ => tree.row(inode).map(Update),
+                };
+                wanted.into_iter().filter_map(update).collect()
+            });
+        } else {
+            self.master = Some(comparison.indexes.swap_remove(comparison.leader));
+        }
+        Some(Plan {
+            leader: Some(leader),
+            synced: comparison.synced,
+        })
+    }
+
+    fn next_update(&mut self) -> Option<Vec<u8>> {
+        self.outgoing.pop_front().map(|update| update.encode())
+    }
+
+    fn process_update(&mut self, payload: &[u8], ctx: &mut Ctx<Action>) -> bool {
+        match Update::parse(payload) {
+            Ok(update) => {
+                self.updates.push(update);
+                true
+            }
+            Err(error) => {
+                ctx.log(
+                    Level::Critical,
+                    format!("received malformed update: {error}"),
+                );
+                false
+            }
+        }
+    }
+
+    fn commit(&mut self, ctx: &mut Ctx<Action>) -> bool {
+        let updates = std::mem::take(&mut self.updates);
+        let count = updates.len();
+        let text = format!("update complete - trying to commit (got {count} inode updates)");
+        ctx.log(Level::Notice, text);
+        let Some(master) = self.master.take() else {
+            return false;
+        };
+        let now = ctx.now;
+        let outcome = self
+            .host
+            .read(|tree| sync::build(tree, &master, &updates, now));
+        let sync::Outcome {
+            tree,
+            commit,
+            notes,
+        } = match outcome {
+            Ok(outcome) => outcome,
+            Err(error) => {
+                ctx.log(Level::Critical, error.to_string());
+                return false;
+            }
+        };
+        for note in notes {
+            ctx.log(Level::Warning, note.to_string());
+        }
+        let old = self.host.replace(tree);
+        self.store(Write::Sync(commit), ctx);
+        self.before_sync.push_back((self.stored, old));
+        ctx.act(Action::Replaced);
+        ctx.act(Action::ExportCorosyncConf { notify: false });
+        true
+    }
+
+    fn forget_sync(&mut self) {
+        self.master = None;
+        self.updates.clear();
+        self.outgoing.clear();
+    }
+
+    fn synced(&mut self, _ctx: &mut Ctx<Action>) {}
+
+    fn checksum(&mut self) -> Option<[u8; 32]> {
+        Some(self.host.read(Tree::checksum))
+    }
+
+    fn event(&mut self, event: Event, ctx: &mut Ctx<Action>) -> Consequence {
+        match event {
+            Event::Quorate(quorate) => self.quorate = quorate,
+            Event::Stored(number) => {
+                while self
+                    .before_sync
+                    .front()
+                    .is_some_and(|(sync, _)| *sync <= number)
+                {
+                    self.before_sync.pop_front();
+                }
+            }
+            Event::StoreFailed(number) => return self.store_failed(number, ctx),
+        }
+        Consequence::None
+    }
+}

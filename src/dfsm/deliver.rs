@@ -1,0 +1,354 @@
+//! Deliveries (cluster-protocol.md 7.2) and the two queues (7.3).
+#![forbid(unsafe_code)]
+
+use std::collections::VecDeque;
+
+use super::app::{Delivery, Verdict};
+use super::machine::{Machine, list};
+use super::queue::Queued;
+use super::wire::{self, Base, Body, Message, Type};
+use super::{Application, Epoch, Level, MemberId, Mode};
+
+impl<A: Application> Machine<A> {
+    pub(super) fn deliver(&mut self, from: MemberId, bytes: &[u8]) {
+        if self.mode.is_error() {
+            return;
+        }
+        if self.members.is_empty() {
+            self.log(Level::Critical, "received message without member list");
+            return self.leave();
+        }
+        let base = match Base::parse(bytes) {
+            Ok(base) => base,
+            Err(err) => {
+                self.log(
+                    Level::Critical,
+                    format!("received short message from {from}: {err}"),
+                );
+                return self.leave();
+            }
+        };
+        if base.protocol > A::PROTOCOL {
+            return self.set_mode(Mode::VersionError);
+        }
+        if base.protocol < A::PROTOCOL {
+            let text = format!(
+                "ignore message of older protocol {} from {from}",
+                base.protocol
+            );
+            return self.log(Level::Notice, text);
+        }
+        match Message::parse(bytes) {
+            Ok(Message {
+                base,
+                body: Body::Normal { count, payload },
+            }) => {
+                self.deliver_normal(from, base, count, payload, bytes);
+            }
+            Ok(Message {
+                base,
+                body: Body::State { epoch, payload },
+            }) => {
+                self.deliver_state(from, base.kind, epoch, payload);
+            }
+            Err(err) => {
+                self.log(
+                    Level::Critical,
+                    format!("received short message from {from}: {err}"),
+                );
+                self.leave();
+            }
+        }
+    }
+
+    fn deliver_normal(
+        &mut self,
+        from: MemberId,
+        base: Base,
+        count: u64,
+        payload: &[u8],
+        bytes: &[u8],
+    ) {
+        match self.mode {
+            Mode::Synced => self.apply(from, base, count, payload),
+            Mode::Start | Mode::StartSync | Mode::Update => {
+                if !self.members.iter().any(|m| m.id == from) {
+                    let text = format!("received message from {from} who is not a member");
+                    self.log(Level::Critical, text);
+                    return self.leave();
+                }
+                let message = Queued {
+                    from,
+                    count,
+                    bytes: bytes.into(),
+                };
+                if self.mode == Mode::Update {
+                    // Whoever sent it: the synced members apply it at this very moment, so it
+                    // comes behind the updates and before what was queued earlier for unsynced
+                    // senders (7.3, first measure).
+                    self.sync_queue.push_back(message);
+                } else {
+                    self.msg_queue.insert(message);
+                }
+            }
+            Mode::Leave | Mode::VersionError | Mode::Error => {}
+        }
+    }
+
+    /// The delivery procedure proper: mode SYNCED.
+    fn apply(&mut self, from: MemberId, base: Base, count: u64, payload: &[u8]) {
+        let delivery = Delivery {
+            from,
+            subtype: base.subtype,
+            time: base.time,
+            payload,
+        };
+        match self.with_app(|app, ctx| app.deliver(delivery, ctx)) {
+            Verdict::Applied(reply) => {
+                if from == self.own {
+                    self.finish(count, Ok(reply));
+                }
+            }
+            Verdict::Leave => self.leave(),
+            Verdict::Fail => self.set_mode(Mode::Error),
+        }
+    }
+
+    fn deliver_state(&mut self, from: MemberId, kind: Type, epoch: Epoch, payload: &[u8]) {
+        if kind == Type::SyncStart {
+            return self.sync_start(from, epoch);
+        }
+        if epoch != self.epoch {
+            let text = format!(
+                "ignore message of epoch {epoch} from {from} (now {})",
+                self.epoch
+            );
+            return self.log(Level::Debug, text);
+        }
+        match (self.mode, kind) {
+            (Mode::StartSync, Type::State) => self.sync_state(from, payload),
+            (Mode::Update, Type::Update) => {
+                if !self.with_app(|app, ctx| app.process_update(payload, ctx)) {
+                    self.leave();
+                }
+            }
+            (Mode::Update, Type::UpdateComplete) => self.update_complete(),
+            (Mode::Synced, Type::UpdateComplete) => {
+                for member in &mut self.members {
+                    member.synced = true;
+                }
+                self.deliver_msg_queue();
+            }
+            (Mode::Synced, Type::State | Type::Update) => {}
+            (Mode::Synced, Type::VerifyRequest) => self.verify_request(from, payload),
+            (Mode::Synced, Type::Verify) => self.verify(payload),
+            (Mode::StartSync | Mode::Update, Type::VerifyRequest | Type::Verify) => {
+                self.log(Level::Debug, "ignore verify message while not synced");
+            }
+            _ => {
+                let code = kind.code();
+                let text = format!("received unexpected message (type {code}) from {from}");
+                self.log(Level::Critical, text);
+                self.leave();
+            }
+        }
+    }
+
+    fn sync_start(&mut self, from: MemberId, epoch: Epoch) {
+        match self.mode {
+            Mode::StartSync => {}
+            // Two requests in flight: the first round is complete, and so is everybody's state.
+            Mode::Synced | Mode::Update => {
+                let text = format!("ignore sync request from {from} (epoch {epoch})");
+                return self.log(Level::Debug, text);
+            }
+            _ => return self.leave(),
+        }
+        self.log(
+            Level::Notice,
+            format!("received sync request (epoch {epoch})"),
+        );
+        if from.nodeid != self.lowest {
+            self.log(
+                Level::Critical,
+                format!("ignore sync request from wrong member {from}"),
+            );
+        }
+        self.epoch = epoch;
+        self.forget_sync();
+        match self.with_app(|app, ctx| app.state(ctx)) {
+            Some(state) => self.send_state(Type::State, &state),
+            None => {
+                self.log(Level::Critical, "could not get state");
+                self.leave();
+            }
+        }
+    }
+
+    fn sync_state(&mut self, from: MemberId, payload: &[u8]) {
+        match self.members.iter_mut().find(|m| m.id == from) {
+            Some(member) if member.state.is_none() => member.state = Some(payload.into()),
+            Some(_) => {
+                self.log(
+                    Level::Critical,
+                    format!("received state twice from member {from}"),
+                );
+                return self.leave();
+            }
+            None => {
+                self.log(
+                    Level::Critical,
+                    format!("received state from non-member {from}"),
+                );
+                return self.leave();
+            }
+        }
+        if self.members.iter().any(|m| m.state.is_none()) {
+            return;
+        }
+        self.log(Level::Notice, "received all states");
+        let states: Vec<(MemberId, Box<[u8]>)> = self
+            .members
+            .iter_mut()
+            .filter_map(|m| m.state.take().map(|state| (m.id, state)))
+            .collect();
+        let plan = self.with_app(|app, ctx| app.process_states(&states, ctx));
+        let Some(plan) = plan.filter(|plan| plan.synced.len() == self.members.len()) else {
+            self.log(Level::Critical, "could not process the states");
+            return self.leave();
+        };
+        self.start_phase_two(plan.leader, &plan.synced);
+    }
+
+    fn start_phase_two(&mut self, leader: Option<MemberId>, synced: &[bool]) {
+        for (member, synced) in self.members.iter_mut().zip(synced) {
+            member.synced = *synced;
+        }
+        if let Some(leader) = leader {
+            let synced: Vec<MemberId> = self
+                .members
+                .iter()
+                .filter(|m| m.synced)
+                .map(|m| m.id)
+                .collect();
+            self.log(Level::Notice, format!("leader is {leader}"));
+            self.log(Level::Notice, format!("synced members: {}", list(&synced)));
+        }
+        if leader == Some(self.own) {
+            self.log(Level::Notice, "start sending inode updates");
+            self.bulk = true;
+            self.send_bulk();
+        }
+        if self.members.iter().any(|m| m.id == self.own && m.synced) {
+            self.set_mode(Mode::Synced);
+        } else {
+            self.set_mode(Mode::Update);
+        }
+        self.deliver_msg_queue();
+    }
+
+    fn update_complete(&mut self) {
+        if !self.with_app(|app, ctx| app.commit(ctx)) {
+            return self.leave();
+        }
+        for member in &mut self.members {
+            member.synced = true;
+        }
+        self.set_mode(Mode::Synced);
+        let queue = std::mem::take(&mut self.sync_queue);
+        self.log_queue(queue.len());
+        for message in queue {
+            if self.mode != Mode::Synced {
+                return;
+            }
+            self.apply_queued(&message);
+        }
+        self.deliver_msg_queue();
+        self.app.forget_sync();
+    }
+
+    /// Applies what may be applied; moves what comes behind the updates; keeps what has to wait.
+    pub(super) fn deliver_msg_queue(&mut self) {
+        let queue = self.msg_queue.take();
+        self.log_queue(queue.len());
+        let mut rest = VecDeque::new();
+        for message in queue {
+            let sender = self.members.iter().find(|m| m.id == message.from);
+            match (self.mode, sender.map(|m| m.synced)) {
+                (Mode::Synced | Mode::Update, None) => {}
+                (Mode::Synced, Some(true)) => self.apply_queued(&message),
+                (Mode::Update, Some(true)) => self.sync_queue.push_back(message),
+                (Mode::Synced | Mode::Update, Some(false)) => rest.push_back(message),
+                _ => return self.leave(),
+            }
+        }
+        for message in rest {
+            self.msg_queue.insert(message);
+        }
+    }
+
+    fn log_queue(&mut self, length: usize) {
+        if length > 0 {
+            self.log(
+                Level::Notice,
+                format!("dfsm_deliver_queue: queue length {length}"),
+            );
+        }
+    }
+
+    fn apply_queued(&mut self, message: &Queued) {
+        // It was parsed once already, or it would not be queued.
+        if let Ok(Message {
+            base,
+            body: Body::Normal { count, payload },
+        }) = Message::parse(&message.bytes)
+        {
+            self.apply(message.from, base, count, payload);
+        }
+    }
+
+    fn verify_request(&mut self, from: MemberId, payload: &[u8]) {
+        let id = match wire::parse_verify_request(payload) {
+            Ok(id) => id,
+            Err(err) => {
+                self.log(
+                    Level::Critical,
+                    format!("received bad verify request: {err}"),
+                );
+                return self.leave();
+            }
+        };
+        let Some(sum) = self.app.checksum() else {
+            return self.leave();
+        };
+        self.checksum.id = id;
+        self.checksum.epoch = Some(self.epoch);
+        self.checksum.sum = sum;
+        if from == self.own {
+            self.send_state(Type::Verify, &wire::verify_payload(id, &sum));
+        }
+    }
+
+    fn verify(&mut self, payload: &[u8]) {
+        let (id, sum) = match wire::parse_verify(payload) {
+            Ok(parsed) => parsed,
+            Err(err) => {
+                self.log(
+                    Level::Critical,
+                    format!("received bad verify message: {err}"),
+                );
+                return self.leave();
+            }
+        };
+        if self.checksum.id != id || self.checksum.epoch != Some(self.epoch) {
+            return self.log(Level::Notice, "skip verification - no checksum saved");
+        }
+        if self.checksum.sum == sum {
+            return self.log(Level::Notice, "data verification successful");
+        }
+        let (ours, theirs) = (wire::u64_at(&self.checksum.sum, 0), wire::u64_at(&sum, 0));
+        let text = format!("wrong checksum {theirs:016X} != {ours:016X} - restarting");
+        self.log(Level::Critical, text);
+        self.leave();
+    }
+}

@@ -1,0 +1,585 @@
+//! The state machine of one group: modes, connection, deadlines. Members, deliveries and requests
+//! have files of their own.
+#![forbid(unsafe_code)]
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use super::app::{Consequence, Effect};
+use super::queue::{CountQueue, Queued};
+use super::requests::{Applied, Held, Pending};
+use super::{
+    Action, ActionOf, Application, Ctx, Epoch, Event, EventOf, Level, MemberId, Mode, Now, Refusal,
+    wire,
+};
+
+/// How often the members that hold everybody up are named.
+const MISSING_EVERY: Duration = Duration::from_secs(5);
+/// A leave that corosync does not deliver by then is taken for done.
+const LEAVE_LIMIT: Duration = Duration::from_secs(2);
+/// After this long in SYNCED the next restart is immediate again.
+const CALM: Duration = Duration::from_secs(10);
+/// Members that are behind hold requests back no longer than this: their leader may be an old node
+/// that never says they are done.
+const SETTLE_LIMIT: Duration = Duration::from_secs(10);
+/// First and longest pause between two attempts to come back.
+const PAUSE_FIRST: Duration = Duration::from_millis(250);
+const PAUSE_LAST: Duration = Duration::from_secs(5);
+/// Pause while there is no connection: asking costs next to nothing, and corosync's return is to be
+/// noticed at once.
+const PAUSE_OUTAGE: Duration = Duration::from_millis(500);
+
+/// What can be set.
+#[derive(Debug, Clone, Copy)]
+pub struct Config {
+    /// A request without result by then is refused with [`Refusal::Busy`] (`--write-timeout`).
+    pub write_timeout: Duration,
+    /// Time between two checksum rounds; `None`: only on [`Event::Verify`].
+    pub verify_every: Option<Duration>,
+    /// Update bytes yielded at once (at least one message).
+    pub bulk_bytes: usize,
+    /// Keep local requests back while this node is not SYNCED, so that an old node never has to
+    /// order them (cluster-protocol.md 7.3, second measure), and while another member is not: if
+    /// this node died then, the others could not have what was acknowledged. Off only to replay
+    /// what an old node did.
+    pub hold_back: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            write_timeout: Duration::from_secs(30),
+            verify_every: None,
+            bulk_bytes: 256 << 10,
+            hold_back: true,
+        }
+    }
+}
+
+/// Where the CPG handle stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Link {
+    /// None; the next attempt is due then.
+    Down { retry_at: Duration },
+    /// Asked for; the answer is outstanding.
+    Connecting,
+    /// Joined.
+    Up,
+    /// `cpg_leave` was asked for; its confchg is expected until then.
+    Leaving { until: Duration },
+    /// For good.
+    Closed,
+}
+
+/// A member and its part in the synchronisation.
+#[derive(Debug)]
+pub(super) struct Member {
+    pub id: MemberId,
+    pub state: Option<Box<[u8]>>,
+    pub synced: bool,
+}
+
+/// The last checksum taken.
+#[derive(Debug, Default)]
+pub(super) struct Checksum {
+    /// Number of the last round this node started.
+    pub counter: u64,
+    pub id: u64,
+    /// `None`: nothing saved.
+    pub epoch: Option<Epoch>,
+    pub sum: [u8; 32],
+}
+
+/// One group. See the [module documentation](super) for the border to its driver.
+pub struct Machine<A: Application> {
+    pub(super) app: A,
+    pub(super) config: Config,
+    pub(super) now: Now,
+    pub(super) mode: Mode,
+    pub(super) link: Link,
+    pub(super) own: MemberId,
+    pub(super) epoch_counter: u32,
+    pub(super) epoch: Epoch,
+    /// Sorted; empty while there is no membership.
+    pub(super) members: Vec<Member>,
+    pub(super) lowest: u32,
+    pub(super) msg_queue: CountQueue,
+    pub(super) sync_queue: VecDeque<Queued>,
+    /// Count of the last NORMAL message sent.
+    pub(super) sent: u64,
+    pub(super) pending: BTreeMap<u64, Pending>,
+    /// Applied, but some member may still come to lack it.
+    pub(super) applied: VecDeque<Applied<A::Reply>>,
+    pub(super) held: VecDeque<Held<A::Request>>,
+    pub(super) checksum: Checksum,
+    /// Updates of the current epoch are still to be sent.
+    pub(super) bulk: bool,
+    pub(super) out: Vec<ActionOf<A>>,
+    /// Connecting failed and has not worked since.
+    outage: bool,
+    stopping: bool,
+    /// Attempts since the last calm.
+    attempts: u32,
+    synced_since: Option<Duration>,
+    waiting_since: Duration,
+    missing_at: Duration,
+    verify_at: Option<Duration>,
+}
+
+impl<A: Application> Machine<A> {
+    /// A machine without connection; the first [`Event::Tick`] asks for one.
+    pub fn new(app: A, config: Config) -> Self {
+        Machine {
+            app,
+            config,
+            now: Now::default(),
+            mode: Mode::Start,
+            link: Link::Down {
+                retry_at: Duration::ZERO,
+            },
+            own: MemberId::default(),
+            epoch_counter: 0,
+            epoch: Epoch::default(),
+            members: Vec::new(),
+            lowest: 0,
+            msg_queue: CountQueue::default(),
+            sync_queue: VecDeque::new(),
+            sent: 0,
+            pending: BTreeMap::new(),
+            applied: VecDeque::new(),
+            held: VecDeque::new(),
+            checksum: Checksum::default(),
+            bulk: false,
+            out: Vec::new(),
+            outage: false,
+            stopping: false,
+            attempts: 0,
+            synced_since: None,
+            waiting_since: Duration::ZERO,
+            missing_at: Duration::ZERO,
+            verify_at: None,
+        }
+    }
+
+    /// The replicated application.
+    pub fn app(&self) -> &A {
+        &self.app
+    }
+
+    /// The replicated application; for what needs no replication.
+    pub fn app_mut(&mut self) -> &mut A {
+        &mut self.app
+    }
+
+    /// Current mode.
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// Members in order, each with its synced flag.
+    pub fn members(&self) -> impl Iterator<Item = (MemberId, bool)> + '_ {
+        self.members.iter().map(|m| (m.id, m.synced))
+    }
+
+    /// The current epoch: equal on two members of one synchronisation.
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// May local requests be sent now?
+    pub(super) fn sending(&self) -> bool {
+        self.link == Link::Up && self.settled()
+    }
+
+    /// This node is synchronised, and so are all others (or they take too long).
+    pub(super) fn settled(&self) -> bool {
+        let late = || self.synced_since.is_some_and(|since| self.now.mono >= since + SETTLE_LIMIT);
+        !self.config.hold_back
+            || (self.mode == Mode::Synced && (self.members.iter().all(|m| m.synced) || late()))
+    }
+
+    /// True while the leader has updates left: give [`Event::Room`] when the send queue is short.
+    pub fn has_bulk(&self) -> bool {
+        self.bulk
+    }
+
+    /// Takes one event; appends what is to be done to `out`.
+    pub fn handle(&mut self, now: Now, event: EventOf<'_, A>, out: &mut Vec<ActionOf<A>>) {
+        self.now = now;
+        match event {
+            Event::Connected { own } => self.connected(own),
+            Event::Disconnected => self.disconnected(),
+            Event::Confchg { members, joined } => self.confchg(members, joined),
+            Event::Deliver { from, bytes } => self.deliver(from, bytes),
+            Event::Submit { ticket, request } => self.submit(ticket, request),
+            Event::Room => self.send_bulk(),
+            Event::Tick => self.tick(),
+            Event::Verify => self.start_verify(),
+            Event::App(event) => self.app_event(event),
+            Event::Stop => self.stop(),
+        }
+        self.acknowledge();
+        self.send_held();
+        out.append(&mut self.out);
+    }
+
+    // --- connection ---------------------------------------------------------------------------
+
+    fn connected(&mut self, own: MemberId) {
+        if self.stopping || self.mode.is_permanent() {
+            self.link = Link::Closed;
+            self.out.push(Action::Close);
+            return;
+        }
+        self.own = own;
+        self.outage = false;
+        self.link = Link::Up;
+        self.reset();
+        self.waiting_since = self.now.mono;
+        self.missing_at = self.now.mono + MISSING_EVERY;
+    }
+
+    fn disconnected(&mut self) {
+        self.refuse_pending(Refusal::Busy);
+        self.refuse_held(Refusal::Busy);
+        if self.stopping || self.mode.is_permanent() {
+            self.link = Link::Closed;
+            return;
+        }
+        self.outage = true;
+        self.link = Link::Down {
+            retry_at: self.now.mono + PAUSE_OUTAGE,
+        };
+        self.reset();
+    }
+
+    /// Back to the state before the first membership. Message counts and epoch counter go on.
+    fn reset(&mut self) {
+        self.refuse_pending(Refusal::Busy);
+        self.forget_sync();
+        self.sync_queue.clear();
+        self.msg_queue.take();
+        self.members.clear();
+        self.set_mode(Mode::Start);
+    }
+
+    fn restart(&mut self) {
+        self.reset();
+        self.link = Link::Connecting;
+        self.out.push(Action::Restart);
+    }
+
+    /// The own leave is done (or will never be delivered).
+    pub(super) fn left(&mut self) {
+        if self.stopping || self.mode.is_permanent() {
+            self.link = Link::Closed;
+            self.out.push(Action::Close);
+            return;
+        }
+        if self
+            .synced_since
+            .is_some_and(|since| self.now.mono >= since + CALM)
+        {
+            self.attempts = 0;
+        }
+        self.synced_since = None;
+        if self.attempts == 0 {
+            self.attempts = 1;
+            self.restart();
+        } else {
+            self.link = Link::Down {
+                retry_at: self.now.mono + self.pause(),
+            };
+        }
+    }
+
+    /// Pause before the next attempt; doubles each time.
+    fn pause(&mut self) -> Duration {
+        let pause = PAUSE_FIRST * (1u32 << self.attempts.min(8));
+        self.attempts += 1;
+        pause.min(PAUSE_LAST)
+    }
+
+    fn stop(&mut self) {
+        self.stopping = true;
+        self.refuse_pending(Refusal::Busy);
+        self.refuse_held(Refusal::Busy);
+        match self.link {
+            Link::Up => self.start_leaving(),
+            Link::Leaving { .. } | Link::Closed => {}
+            Link::Down { .. } | Link::Connecting => {
+                self.link = Link::Closed;
+                self.out.push(Action::Close);
+            }
+        }
+    }
+
+    fn start_leaving(&mut self) {
+        if self.link == Link::Up {
+            self.link = Link::Leaving {
+                until: self.now.mono + LEAVE_LIMIT,
+            };
+            self.out.push(Action::Leave);
+        }
+    }
+
+    /// Why a new request cannot even wait.
+    pub(super) fn closed_to_requests(&self) -> Option<Refusal> {
+        if self.mode == Mode::Error {
+            Some(Refusal::Failed)
+        } else if self.mode.is_permanent() || self.outage || self.stopping {
+            Some(Refusal::Busy)
+        } else {
+            None
+        }
+    }
+
+    // --- modes --------------------------------------------------------------------------------
+
+    /// Changes the mode by the transition rule of cluster-protocol.md 7.
+    pub(super) fn set_mode(&mut self, mode: Mode) {
+        if mode == self.mode || (mode.is_error() && self.mode > mode) {
+            return;
+        }
+        // The error modes end only by a restart of the group, and then not the permanent ones.
+        if self.mode.is_permanent() && !mode.is_error() {
+            return;
+        }
+        self.mode = mode;
+        let (level, text) = match mode {
+            Mode::Start => (Level::Debug, "start cluster connection"),
+            Mode::StartSync => (Level::Notice, "starting data syncronisation"),
+            Mode::Synced => (Level::Notice, "all data is up to date"),
+            Mode::Update => (Level::Notice, "waiting for updates from leader"),
+            Mode::Leave => (Level::Critical, "leaving CPG group"),
+            Mode::VersionError => (
+                Level::Critical,
+                "detected newer protocol - please update this node",
+            ),
+            Mode::Error => (
+                Level::Critical,
+                "serious internal error - stop cluster connection",
+            ),
+        };
+        self.log(level, text);
+        match mode {
+            Mode::Synced => {
+                self.synced_since = Some(self.now.mono);
+                if let Some(every) = self.config.verify_every {
+                    self.verify_at.get_or_insert(self.now.mono + every);
+                }
+                self.with_app(|app, ctx| app.synced(ctx));
+            }
+            Mode::StartSync | Mode::Update => {
+                if mode == Mode::Update {
+                    // The leader goes on without it.
+                    self.refuse_applied(Refusal::Busy);
+                }
+                self.waiting_since = self.now.mono;
+                self.missing_at = self.now.mono + MISSING_EVERY;
+            }
+            Mode::Start => {}
+            Mode::Leave | Mode::VersionError | Mode::Error => self.entered_error(mode),
+        }
+    }
+
+    fn entered_error(&mut self, mode: Mode) {
+        let refusal = if mode == Mode::Error {
+            Refusal::Failed
+        } else {
+            Refusal::Busy
+        };
+        self.refuse_pending(refusal);
+        if mode.is_permanent() {
+            self.refuse_held(refusal);
+        }
+        self.forget_sync();
+        match self.link {
+            Link::Up => self.start_leaving(),
+            Link::Down { .. } | Link::Connecting if mode.is_permanent() => {
+                self.link = Link::Closed;
+                self.out.push(Action::Close);
+            }
+            _ => {}
+        }
+    }
+
+    /// Recoverable error: out of the group, then back.
+    pub(super) fn leave(&mut self) {
+        self.set_mode(Mode::Leave);
+        self.forget_sync();
+    }
+
+    /// Frees what belongs to the current synchronisation.
+    pub(super) fn forget_sync(&mut self) {
+        self.bulk = false;
+        self.app.forget_sync();
+        for member in &mut self.members {
+            member.state = None;
+        }
+    }
+
+    // --- time ---------------------------------------------------------------------------------
+
+    fn tick(&mut self) {
+        self.expire();
+        match self.link {
+            Link::Down { retry_at } if self.now.mono >= retry_at && !self.stopping => {
+                self.restart();
+            }
+            Link::Leaving { until } if self.now.mono >= until => {
+                self.log(
+                    Level::Warning,
+                    "own leave was not delivered - closing the connection",
+                );
+                self.left();
+            }
+            _ => {}
+        }
+        let mode = self.mode;
+        if self.link == Link::Up
+            && matches!(mode, Mode::Start | Mode::StartSync | Mode::Update)
+            && self.now.mono >= self.missing_at
+        {
+            self.missing_at = self.now.mono + MISSING_EVERY;
+            self.log_missing();
+        }
+        if self.verify_at.is_some_and(|at| self.now.mono >= at) {
+            self.verify_at = self.config.verify_every.map(|every| self.now.mono + every);
+            self.start_verify();
+        }
+    }
+
+    fn log_missing(&mut self) {
+        let seconds = (self.now.mono - self.waiting_since.min(self.now.mono)).as_secs();
+        let missing: Vec<MemberId> = match self.mode {
+            Mode::StartSync => self
+                .members
+                .iter()
+                .filter(|m| m.state.is_none())
+                .map(|m| m.id)
+                .collect(),
+            Mode::Update => self
+                .members
+                .iter()
+                .filter(|m| m.synced)
+                .map(|m| m.id)
+                .take(1)
+                .collect(),
+            _ => Vec::new(),
+        };
+        let text = match self.mode {
+            Mode::StartSync if missing.len() == self.members.len() => {
+                let lowest = self
+                    .members
+                    .iter()
+                    .map(|m| m.id)
+                    .take(1)
+                    .collect::<Vec<_>>();
+                format!(
+                    "waiting for sync request from {} since {seconds} s",
+                    list(&lowest)
+                )
+            }
+            Mode::StartSync => {
+                format!(
+                    "waiting for state of members {} since {seconds} s",
+                    list(&missing)
+                )
+            }
+            Mode::Update => {
+                format!(
+                    "waiting for updates from leader {} since {seconds} s",
+                    list(&missing)
+                )
+            }
+            _ => format!("waiting for membership since {seconds} s"),
+        };
+        self.log(Level::Warning, text);
+    }
+
+    // --- application --------------------------------------------------------------------------
+
+    pub(super) fn log(&mut self, level: Level, text: impl Into<String>) {
+        self.out.push(Action::Log {
+            level,
+            text: text.into(),
+        });
+    }
+
+    /// Calls the application and carries out what it asked for, in order.
+    pub(super) fn with_app<T>(&mut self, call: impl FnOnce(&mut A, &mut Ctx<A::Action>) -> T) -> T {
+        let lowest = !self.members.is_empty() && self.own.nodeid == self.lowest;
+        let mut ctx = Ctx::new(self.now.wall, self.own, lowest);
+        let result = call(&mut self.app, &mut ctx);
+        for effect in ctx.effects {
+            match effect {
+                Effect::Send(outgoing) => {
+                    // Without a joined handle it could reach nobody.
+                    if self.link == Link::Up {
+                        self.send_normal(&outgoing);
+                    }
+                }
+                Effect::Log(level, text) => self.log(level, text),
+                Effect::Action(action) => self.out.push(Action::App(action)),
+            }
+        }
+        result
+    }
+
+    fn app_event(&mut self, event: A::Event) {
+        match self.with_app(|app, ctx| app.event(event, ctx)) {
+            Consequence::None => self.recheck_held(),
+            Consequence::Leave => self.leave(),
+            Consequence::Fail => self.set_mode(Mode::Error),
+        }
+    }
+
+    // --- state messages -----------------------------------------------------------------------
+
+    pub(super) fn send_state(&mut self, kind: wire::Type, payload: &[u8]) {
+        let bytes = wire::state(A::PROTOCOL, kind, self.now.wall, self.epoch, payload);
+        self.out.push(Action::Send(bytes));
+    }
+
+    /// Sends updates until about `bulk_bytes` are out, and UPDATE_COMPLETE behind the last.
+    pub(super) fn send_bulk(&mut self) {
+        let mut bytes = 0;
+        while self.bulk && bytes < self.config.bulk_bytes {
+            match self.app.next_update() {
+                Some(payload) => {
+                    bytes += wire::STATE_LEN + payload.len();
+                    self.send_state(wire::Type::Update, &payload);
+                }
+                None => {
+                    self.bulk = false;
+                    self.send_state(wire::Type::UpdateComplete, b"");
+                }
+            }
+        }
+    }
+
+    fn start_verify(&mut self) {
+        if self.mode != Mode::Synced || self.own.nodeid != self.lowest {
+            return;
+        }
+        // A verify message of this epoch would make an old node in UPDATE leave.
+        let busy = self.bulk || self.members.iter().any(|m| !m.synced);
+        if busy || self.checksum.counter != self.checksum.id {
+            self.log(Level::Notice, "delay verify request");
+            return;
+        }
+        self.checksum.counter += 1;
+        let id = self.checksum.counter.to_le_bytes();
+        self.send_state(wire::Type::VerifyRequest, &id);
+    }
+}
+
+/// `1/123, 2/456`
+pub(super) fn list(members: &[MemberId]) -> String {
+    members
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(", ")
+}

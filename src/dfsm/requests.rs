@@ -1,0 +1,176 @@
+//! Local requests: held back, sent, waited for (cluster-protocol.md 6).
+#![forbid(unsafe_code)]
+
+use std::time::Duration;
+
+use super::app::Outgoing;
+use super::machine::Machine;
+use super::{Action, Application, Refusal, Ticket, wire};
+
+/// A request that was not sent yet.
+#[derive(Debug)]
+pub(super) struct Held<R> {
+    pub ticket: Option<Ticket>,
+    pub request: R,
+    pub deadline: Duration,
+}
+
+/// A message that was sent and whose sender waits.
+#[derive(Debug)]
+pub(super) struct Pending {
+    pub ticket: Ticket,
+    pub deadline: Duration,
+}
+
+/// A message that was applied here, and whose sender is not told yet.
+#[derive(Debug)]
+pub(super) struct Applied<P> {
+    pub pending: Pending,
+    pub reply: P,
+}
+
+impl<A: Application> Machine<A> {
+    pub(super) fn submit(&mut self, ticket: Option<Ticket>, request: A::Request) {
+        if let Err(reply) = self.app.admit(&request) {
+            return self.reply(ticket, Ok(reply));
+        }
+        if let Some(refusal) = self.closed_to_requests() {
+            return self.reply(ticket, Err(refusal));
+        }
+        let deadline = self.now.mono + self.config.write_timeout;
+        self.held.push_back(Held {
+            ticket,
+            request,
+            deadline,
+        });
+    }
+
+    /// Sends what was held back, in order, if it may go out now.
+    pub(super) fn send_held(&mut self) {
+        while self.sending() {
+            let Some(held) = self.held.pop_front() else {
+                return;
+            };
+            let request = held.request;
+            match self.with_app(|app, ctx| app.prepare(request, ctx)) {
+                Err(reply) => self.reply(held.ticket, Ok(reply)),
+                Ok(messages) => {
+                    for message in &messages {
+                        self.send_normal(message);
+                    }
+                    if let (Some(ticket), false) = (held.ticket, messages.is_empty()) {
+                        self.pending.insert(
+                            self.sent,
+                            Pending {
+                                ticket,
+                                deadline: held.deadline,
+                            },
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    /// Sends one application message; counts go on over reconnects.
+    pub(super) fn send_normal(&mut self, message: &Outgoing) {
+        self.sent += 1;
+        let bytes = wire::normal(
+            A::PROTOCOL,
+            message.subtype,
+            self.now.wall,
+            self.sent,
+            &message.payload,
+        );
+        self.out.push(Action::Send(bytes));
+    }
+
+    /// The own message `count` has its result. Whoever waits for an earlier one gets none any more.
+    pub(super) fn finish(&mut self, count: u64, result: Result<A::Reply, Refusal>) {
+        while let Some(entry) = self.pending.first_entry() {
+            let at = *entry.key();
+            if at > count {
+                return;
+            }
+            let pending = entry.remove();
+            if at == count {
+                if let Ok(reply) = result {
+                    self.applied.push_back(Applied { pending, reply });
+                } else {
+                    self.reply(Some(pending.ticket), result);
+                }
+                return;
+            }
+            self.reply(Some(pending.ticket), Err(Refusal::Busy));
+        }
+    }
+
+    /// Acknowledges what was applied, once every member has it (or is sure to get it).
+    pub(super) fn acknowledge(&mut self) {
+        if self.applied.is_empty() || !self.settled() {
+            return;
+        }
+        let confirmed = !self.config.hold_back || self.app.may_acknowledge();
+        for Applied { pending, reply } in std::mem::take(&mut self.applied) {
+            let result = if confirmed { Ok(reply) } else { Err(Refusal::Busy) };
+            self.reply(Some(pending.ticket), result);
+        }
+    }
+
+    pub(super) fn refuse_pending(&mut self, refusal: Refusal) {
+        self.refuse_applied(refusal);
+        for pending in std::mem::take(&mut self.pending).into_values() {
+            self.reply(Some(pending.ticket), Err(refusal));
+        }
+    }
+
+    /// What was applied here may be lost after all.
+    pub(super) fn refuse_applied(&mut self, refusal: Refusal) {
+        for applied in std::mem::take(&mut self.applied) {
+            self.reply(Some(applied.pending.ticket), Err(refusal));
+        }
+    }
+
+    pub(super) fn refuse_held(&mut self, refusal: Refusal) {
+        for held in std::mem::take(&mut self.held) {
+            self.reply(held.ticket, Err(refusal));
+        }
+    }
+
+    /// Refuses what may no longer wait, after something changed outside.
+    pub(super) fn recheck_held(&mut self) {
+        for held in std::mem::take(&mut self.held) {
+            match self.app.admit(&held.request) {
+                Ok(()) => self.held.push_back(held),
+                Err(reply) => self.reply(held.ticket, Ok(reply)),
+            }
+        }
+    }
+
+    /// Ends every wait that is over.
+    pub(super) fn expire(&mut self) {
+        let now = self.now.mono;
+        // All are in order of their deadlines: one timeout for all, and counts grow.
+        while self.held.front().is_some_and(|held| now >= held.deadline) {
+            let ticket = self.held.pop_front().and_then(|held| held.ticket);
+            self.reply(ticket, Err(Refusal::Busy));
+        }
+        while self.applied.front().is_some_and(|applied| now >= applied.pending.deadline) {
+            let ticket = self.applied.pop_front().map(|applied| applied.pending.ticket);
+            self.reply(ticket, Err(Refusal::Busy));
+        }
+        while let Some(entry) = self.pending.first_entry() {
+            if now < entry.get().deadline {
+                return;
+            }
+            let pending = entry.remove();
+            self.reply(Some(pending.ticket), Err(Refusal::Busy));
+        }
+    }
+
+    fn reply(&mut self, ticket: Option<Ticket>, result: Result<A::Reply, Refusal>) {
+        if let Some(ticket) = ticket {
+            self.out.push(Action::Reply { ticket, result });
+        }
+    }
+}

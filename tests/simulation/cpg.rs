@@ -1,0 +1,290 @@
+//! A virtual corosync: one process group over nodes that can be cut off from each other.
+//!
+//! All members of a component get the same messages and membership changes in the same order
+//! (agreed order, virtual synchrony). A message that its sender has already got back may never
+//! reach a component that the sender is cut off from, as with the real one.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::rc::Rc;
+
+use pmxcfs::dfsm::MemberId;
+
+use super::rng::Rng;
+
+/// What a process gets, in order.
+#[derive(Debug, Clone)]
+pub enum Input {
+    Quorum(bool),
+    Confchg {
+        view: u64,
+        members: Vec<MemberId>,
+        joined: Vec<MemberId>,
+    },
+    Deliver {
+        from: MemberId,
+        seq: u64,
+        bytes: Rc<[u8]>,
+    },
+    /// The connection to corosync is gone.
+    Lost,
+}
+
+#[derive(Debug, Default)]
+struct Port {
+    /// Component, while corosync runs.
+    component: Option<usize>,
+    /// The process has the handle open; what it sends before it is a member is lost.
+    joined: Option<MemberId>,
+    /// Members it was told last, by node.
+    view: BTreeSet<usize>,
+    quorate: bool,
+    inbox: VecDeque<Input>,
+    /// Last membership it has seen.
+    current: u64,
+    /// Highest message it has seen.
+    seen: u64,
+}
+
+pub struct Cpg {
+    ports: Vec<Port>,
+    seq: u64,
+    views: u64,
+    /// Messages that some component will never get.
+    pub dropped: Vec<Rc<[u8]>>,
+}
+
+impl Cpg {
+    pub fn new(nodes: usize) -> Self {
+        let mut ports = Vec::new();
+        for _ in 0..nodes {
+            ports.push(Port {
+                component: Some(0),
+                quorate: true,
+                ..Port::default()
+            });
+        }
+        Cpg {
+            ports,
+            seq: 0,
+            views: 0,
+            dropped: Vec::new(),
+        }
+    }
+
+    pub fn running(&self, node: usize) -> bool {
+        self.ports[node].component.is_some()
+    }
+
+    /// The membership a node will be told next; its current one, if there is none waiting. What
+    /// comes before it is the same for those who share it.
+    pub fn next_view(&self, node: usize) -> u64 {
+        let view = |input: &Input| match input {
+            Input::Confchg { view, .. } => Some(*view),
+            _ => None,
+        };
+        self.ports[node]
+            .inbox
+            .iter()
+            .find_map(view)
+            .unwrap_or(self.ports[node].current)
+    }
+
+    pub fn quorate(&self, node: usize) -> bool {
+        self.ports[node].quorate
+    }
+
+    pub fn waiting(&self, node: usize) -> usize {
+        self.ports[node].inbox.len()
+    }
+
+    pub fn next(&mut self, node: usize) -> Option<Input> {
+        let input = self.ports[node].inbox.pop_front()?;
+        match input {
+            Input::Deliver { seq, .. } => self.ports[node].seen = seq,
+            Input::Confchg { view, .. } => self.ports[node].current = view,
+            _ => {}
+        }
+        Some(input)
+    }
+
+    fn members_of(&self, component: usize) -> Vec<usize> {
+        let here = |n: &usize| {
+            self.ports[*n].component == Some(component) && self.ports[*n].joined.is_some()
+        };
+        (0..self.ports.len()).filter(here).collect()
+    }
+
+    /// Orders one message: everybody in the sender's component will get it. True if that is
+    /// quorate.
+    pub fn order(&mut self, node: usize, bytes: &Rc<[u8]>) -> bool {
+        let (Some(component), Some(from)) = (self.ports[node].component, self.ports[node].joined)
+        else {
+            return false;
+        };
+        self.seq += 1;
+        for member in self.members_of(component) {
+            let input = Input::Deliver {
+                from,
+                seq: self.seq,
+                bytes: Rc::clone(bytes),
+            };
+            self.ports[member].inbox.push_back(input);
+        }
+        self.ports[node].quorate
+    }
+
+    pub fn join(&mut self, node: usize, id: MemberId, rng: &mut Rng) {
+        self.ports[node]
+            .inbox
+            .retain(|input| matches!(input, Input::Quorum(_)));
+        self.ports[node].joined = Some(id);
+        self.ports[node].view.clear();
+        self.refresh(rng);
+    }
+
+    /// The handle is closed: only what comes from elsewhere stays.
+    fn drain(&mut self, node: usize) {
+        self.ports[node].inbox.retain(|input| matches!(input, Input::Quorum(_)));
+    }
+
+    /// The process leaves: it is told, too, if it still listens.
+    pub fn leave(&mut self, node: usize, listens: bool, rng: &mut Rng) {
+        self.ports[node].joined = None;
+        self.refresh(rng);
+        if listens {
+            let Some(component) = self.ports[node].component else {
+                return;
+            };
+            let rest = self.members_of(component);
+            let members = rest.iter().filter_map(|n| self.ports[*n].joined).collect();
+            self.views += 1;
+            self.ports[node].inbox.push_back(Input::Confchg {
+                view: self.views,
+                members,
+                joined: Vec::new(),
+            });
+        } else {
+            self.drain(node);
+        }
+        self.ports[node].view.clear();
+    }
+
+    /// Corosync stops on a node.
+    pub fn stop(&mut self, node: usize, rng: &mut Rng) {
+        let port = &mut self.ports[node];
+        port.component = None;
+        port.joined = None;
+        port.view.clear();
+        port.inbox.clear();
+        port.inbox.push_back(Input::Quorum(false));
+        port.inbox.push_back(Input::Lost);
+        port.quorate = false;
+        self.refresh(rng);
+    }
+
+    pub fn start(&mut self, node: usize, component: usize, rng: &mut Rng) {
+        self.ports[node].component = Some(component);
+        self.refresh(rng);
+    }
+
+    /// Puts every running node into the component given for it.
+    pub fn split(&mut self, components: &[usize], rng: &mut Rng) {
+        for (port, component) in self.ports.iter_mut().zip(components) {
+            if port.component.is_some() {
+                port.component = Some(*component);
+            }
+        }
+        self.refresh(rng);
+    }
+
+    /// Tells everybody what changed: quorum lost, members, quorum gained.
+    fn refresh(&mut self, rng: &mut Rng) {
+        let total = self.ports.len();
+        let components: BTreeSet<usize> = self.ports.iter().filter_map(|p| p.component).collect();
+        for component in components {
+            self.views += 1;
+            let members = self.members_of(component);
+            let view: BTreeSet<usize> = members.iter().copied().collect();
+            self.drop_tail(&members, rng);
+            let size = self
+                .ports
+                .iter()
+                .filter(|p| p.component == Some(component))
+                .count();
+            let quorate = size * 2 > total;
+            let ids: Vec<MemberId> = members
+                .iter()
+                .filter_map(|n| self.ports[*n].joined)
+                .collect();
+            for node in 0..total {
+                if self.ports[node].component != Some(component) {
+                    continue;
+                }
+                self.quorum(node, quorate, false);
+                if self.ports[node].joined.is_some() && self.ports[node].view != view {
+                    let new = |n: &&usize| !self.ports[node].view.contains(n);
+                    let joined = members.iter().filter(new);
+                    let joined = joined.filter_map(|n| self.ports[*n].joined).collect();
+                    let (view_id, members) = (self.views, ids.clone());
+                    let port = &mut self.ports[node];
+                    port.inbox.push_back(Input::Confchg {
+                        view: view_id,
+                        members,
+                        joined,
+                    });
+                    port.view.clone_from(&view);
+                }
+                self.quorum(node, quorate, true);
+            }
+        }
+    }
+
+    fn quorum(&mut self, node: usize, quorate: bool, gained: bool) {
+        let port = &mut self.ports[node];
+        if port.quorate != quorate && quorate == gained {
+            port.quorate = quorate;
+            port.inbox.push_back(Input::Quorum(quorate));
+        }
+    }
+
+    /// The last messages of senders that are not (any more) in this component may be missing in
+    /// it, unless one of its members has seen them. The same ones on every member.
+    fn drop_tail(&mut self, members: &[usize], rng: &mut Rng) {
+        let ids: Vec<MemberId> = members
+            .iter()
+            .filter_map(|n| self.ports[*n].joined)
+            .collect();
+        let seen = members
+            .iter()
+            .map(|n| self.ports[*n].seen)
+            .max()
+            .unwrap_or(0);
+        let foreign = |input: &Input| match input {
+            Input::Deliver { from, seq, bytes } if *seq > seen && !ids.contains(from) => {
+                Some((*seq, Rc::clone(bytes)))
+            }
+            _ => None,
+        };
+        let mut waiting: Vec<(u64, Rc<[u8]>)> = members
+            .iter()
+            .flat_map(|n| self.ports[*n].inbox.iter().filter_map(foreign))
+            .collect();
+        waiting.sort();
+        waiting.dedup();
+        if waiting.is_empty() || rng.chance(70) {
+            return;
+        }
+        let cut = waiting[rng.below(waiting.len())].0;
+        for member in members {
+            self.ports[*member].inbox.retain(
+                |i| !matches!(i, Input::Deliver { from, seq, .. } if *seq >= cut && !ids.contains(from)),
+            );
+        }
+        self.dropped.extend(
+            waiting
+                .into_iter()
+                .filter(|(seq, _)| *seq >= cut)
+                .map(|(_, b)| b),
+        );
+    }
+}

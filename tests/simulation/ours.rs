@@ -1,0 +1,179 @@
+//! A process that runs our state machine, with its driver and its store thread.
+
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::time::Duration;
+
+use pmxcfs::dcdb::{self, Dcdb, Write};
+use pmxcfs::dfsm::{Action, ActionOf, Config, Event, Machine, MemberId, Mode, Now};
+use pmxcfs::memdb::{Error, Op, Tree};
+
+use super::disk::Disk;
+use super::process::{Effect, Wish};
+
+/// Something in the queue of the store thread.
+enum Job {
+    Write {
+        number: u64,
+        write: Box<Write>,
+    },
+    /// Answer once everything before is durable.
+    Reply {
+        ticket: u64,
+    },
+    Resume,
+}
+
+pub struct Ours {
+    pub machine: Machine<Dcdb<Tree>>,
+    outbox: VecDeque<Rc<[u8]>>,
+    jobs: VecDeque<Job>,
+    /// The store has failed and discards what comes.
+    discarding: bool,
+    pub log: Vec<String>,
+}
+
+impl Ours {
+    pub fn new(tree: Tree, quorate: bool) -> Self {
+        let config = Config {
+            bulk_bytes: 200,
+            ..Config::default()
+        };
+        let mut ours = Ours {
+            machine: Machine::new(Dcdb::new(tree), config),
+            outbox: VecDeque::new(),
+            jobs: VecDeque::new(),
+            discarding: false,
+            log: Vec::new(),
+        };
+        let mut effects = Vec::new();
+        let event = Event::App(dcdb::Event::Quorate(quorate));
+        ours.handle(Now::default(), event, &mut effects);
+        ours
+    }
+
+    pub fn handle(&mut self, now: Now, event: Event<'_, Op, dcdb::Event>, out: &mut Vec<Effect>) {
+        let mut actions = Vec::new();
+        self.machine.handle(now, event, &mut actions);
+        for action in actions {
+            self.act(action, out);
+        }
+    }
+
+    fn act(&mut self, action: ActionOf<Dcdb<Tree>>, out: &mut Vec<Effect>) {
+        match action {
+            Action::Send(bytes) => self.outbox.push_back(bytes.into()),
+            Action::Reply {
+                ticket,
+                result: Ok(Ok(_)),
+            } => self.jobs.push_back(Job::Reply { ticket }),
+            Action::Reply {
+                ticket,
+                result: Ok(Err(error)),
+            } => {
+                out.push(Effect::Reply(ticket, Err(Some(error))));
+            }
+            Action::Reply {
+                ticket,
+                result: Err(_),
+            } => out.push(Effect::Reply(ticket, Err(None))),
+            Action::Leave => {
+                self.outbox.clear();
+                out.push(Effect::Wish(Wish::Leave));
+            }
+            Action::Restart => {
+                self.outbox.clear();
+                out.push(Effect::Wish(Wish::Join));
+            }
+            Action::Close => {
+                self.outbox.clear();
+                out.push(Effect::Wish(Wish::Close));
+            }
+            Action::Log { text, .. } => self.log.push(text),
+            Action::App(dcdb::Action::Store { number, write }) => {
+                self.jobs.push_back(Job::Write { number, write });
+            }
+            Action::App(dcdb::Action::ResumeStore) => self.jobs.push_back(Job::Resume),
+            Action::App(dcdb::Action::Replaced | dcdb::Action::ExportCorosyncConf { .. }) => {}
+        }
+    }
+
+    pub fn connected(&mut self, now: Now, own: MemberId, out: &mut Vec<Effect>) {
+        self.handle(now, Event::Connected { own }, out);
+    }
+
+    pub fn sending(&self) -> bool {
+        !self.outbox.is_empty()
+    }
+
+    /// First message of the send queue; the leader refills it.
+    pub fn send(&mut self, now: Now, out: &mut Vec<Effect>) -> Option<Rc<[u8]>> {
+        let bytes = self.outbox.pop_front();
+        if self.outbox.len() < 2 && self.machine.has_bulk() {
+            self.handle(now, Event::Room, out);
+        }
+        bytes
+    }
+
+    pub fn storing(&self) -> bool {
+        !self.jobs.is_empty()
+    }
+
+    /// One transaction of at most `limit` jobs; `fails`: its first write fails.
+    pub fn store(
+        &mut self,
+        now: Now,
+        disk: &mut Disk,
+        limit: usize,
+        mut fails: bool,
+        out: &mut Vec<Effect>,
+    ) {
+        let mut last = None;
+        let mut failed = None;
+        for _ in 0..limit {
+            match self.jobs.pop_front() {
+                None => break,
+                Some(Job::Resume) => self.discarding = false,
+                Some(Job::Reply { ticket }) => {
+                    let result = if self.discarding {
+                        Err(Some(Error::Io))
+                    } else {
+                        Ok(())
+                    };
+                    out.push(Effect::Reply(ticket, result));
+                }
+                Some(Job::Write { .. }) if self.discarding => {}
+                Some(Job::Write { number, .. }) if fails => {
+                    fails = false;
+                    self.discarding = true;
+                    failed = Some(number);
+                }
+                Some(Job::Write { number, write }) => {
+                    disk.write(&write);
+                    last = Some(number);
+                }
+            }
+        }
+        if let Some(number) = last {
+            self.handle(now, Event::App(dcdb::Event::Stored(number)), out);
+        }
+        if let Some(number) = failed {
+            self.handle(now, Event::App(dcdb::Event::StoreFailed(number)), out);
+        }
+    }
+
+    pub fn tree(&self) -> &Tree {
+        self.machine.app().host()
+    }
+
+    pub fn synced(&self) -> bool {
+        self.machine.mode() == Mode::Synced
+    }
+
+    pub fn broken(&self) -> bool {
+        self.machine.mode().is_permanent()
+    }
+}
+
+/// The bound of every wait: write timeout, a tick, and a slow store.
+pub const LONGEST_WAIT: Duration = Duration::from_secs(31);
