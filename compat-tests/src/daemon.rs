@@ -246,9 +246,15 @@ impl Drop for Daemon {
     }
 }
 
+const FUSE_SUPER_MAGIC: nix::sys::statfs::FsType = nix::sys::statfs::FsType(0x6573_5546);
+
+/// Is this file or directory on a FUSE file system that answers?
+pub fn is_fuse(file: &File) -> bool {
+    nix::sys::statfs::fstatfs(file).is_ok_and(|s| s.filesystem_type() == FUSE_SUPER_MAGIC)
+}
+
 /// Is a FUSE file system at `/etc/pve` that answers? To be called inside a node.
 pub fn mount_answers() -> bool {
-    const FUSE_SUPER_MAGIC: nix::sys::statfs::FsType = nix::sys::statfs::FsType(0x6573_5546);
     nix::sys::statfs::statfs("/etc/pve").is_ok_and(|s| s.filesystem_type() == FUSE_SUPER_MAGIC)
         && std::fs::metadata("/etc/pve/.version").is_ok()
 }

@@ -73,6 +73,35 @@ impl Lab {
         self.nodes[i - 1].clone()
     }
 
+    /// Takes node `i` off the network, or puts it back.
+    pub fn connect(&self, i: usize, on: bool) {
+        let link = format!("l{}v{i}", self.id);
+        let state = if on { "up" } else { "down" };
+        let done = Command::new("ip")
+            .args(["link", "set", &link, state])
+            .status();
+        assert!(
+            done.is_ok_and(|s| s.success()),
+            "ip link set {link} {state}"
+        );
+    }
+
+    /// Process ids of what runs under this name in node `i`.
+    pub fn pids(&self, i: usize, name: &str) -> Vec<i32> {
+        let out = Command::new("ip")
+            .args(["netns", "pids", &format!("l{}n{i}", self.id)])
+            .output()
+            .expect("ip runs");
+        let named = |pid: &i32| {
+            std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|c| c.trim() == name)
+        };
+        String::from_utf8_lossy(&out.stdout)
+            .split_whitespace()
+            .filter_map(|pid| pid.parse().ok())
+            .filter(named)
+            .collect()
+    }
+
     /// The address of node `i`.
     pub fn address(&self, i: usize) -> String {
         format!("10.99.{}.{i}", self.id)

@@ -21,6 +21,8 @@ use crate::replica::Applied;
 
 mod host;
 mod sync;
+#[cfg(test)]
+mod tests;
 pub mod wire;
 
 pub use host::TreeHost;
@@ -334,7 +336,7 @@ impl<H: TreeHost> Application for Dcdb<H> {
                 return None;
             }
         };
-        let leader = states[comparison.leader].0;
+        let leader = states.get(comparison.leader)?.0;
         if leader == ctx.own {
             let wanted = sync::wanted(&comparison);
             self.outgoing = self.host.read(|tree| {

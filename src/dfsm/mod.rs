@@ -42,6 +42,8 @@ mod machine;
 mod members;
 mod queue;
 mod requests;
+#[cfg(test)]
+mod tests;
 pub mod wire;
 
 pub use app::{Application, Consequence, Ctx, Delivery, Outgoing, Plan, Verdict};

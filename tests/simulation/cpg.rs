@@ -89,6 +89,11 @@ impl Cpg {
             .unwrap_or(self.ports[node].current)
     }
 
+    /// A member that has seen everything.
+    pub fn up_to_date(&self, node: usize) -> bool {
+        self.ports[node].joined.is_some() && self.ports[node].inbox.is_empty()
+    }
+
     pub fn quorate(&self, node: usize) -> bool {
         self.ports[node].quorate
     }
@@ -114,12 +119,11 @@ impl Cpg {
         (0..self.ports.len()).filter(here).collect()
     }
 
-    /// Orders one message: everybody in the sender's component will get it. True if that is
-    /// quorate.
-    pub fn order(&mut self, node: usize, bytes: &Rc<[u8]>) -> bool {
+    /// Orders one message: everybody in the sender's component will get it.
+    pub fn order(&mut self, node: usize, bytes: &Rc<[u8]>) {
         let (Some(component), Some(from)) = (self.ports[node].component, self.ports[node].joined)
         else {
-            return false;
+            return;
         };
         self.seq += 1;
         for member in self.members_of(component) {
@@ -130,7 +134,6 @@ impl Cpg {
             };
             self.ports[member].inbox.push_back(input);
         }
-        self.ports[node].quorate
     }
 
     pub fn join(&mut self, node: usize, id: MemberId, rng: &mut Rng) {
@@ -144,7 +147,9 @@ impl Cpg {
 
     /// The handle is closed: only what comes from elsewhere stays.
     fn drain(&mut self, node: usize) {
-        self.ports[node].inbox.retain(|input| matches!(input, Input::Quorum(_)));
+        self.ports[node]
+            .inbox
+            .retain(|input| matches!(input, Input::Quorum(_)));
     }
 
     /// The process leaves: it is told, too, if it still listens.

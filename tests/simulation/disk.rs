@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use pmxcfs::dcdb::Write;
-use pmxcfs::memdb::{LoadRow, RootRow, Row, Tree};
+use pmxcfs::memdb::{LoadRow, Op, RootRow, Row, Stamp, Tree, TreePath};
+
+use super::rng::Rng;
 
 #[derive(Debug, Clone)]
 pub struct Disk(BTreeMap<i64, LoadRow>);
@@ -89,4 +91,30 @@ fn load_row(row: &Row) -> LoadRow {
         name: Some(row.name.clone()),
         data: row.data.clone(),
     }
+}
+
+/// A database with some content.
+pub fn first_disk(rng: &mut Rng) -> Disk {
+    let mut tree = Disk::new().load(0);
+    for number in 0..rng.below(12) {
+        let path = TreePath::new(format!("old{number}").as_bytes());
+        let stamp = Stamp {
+            writer: 1,
+            mtime: 1000 + number as u32,
+        };
+        let data = vec![b'o'; rng.below(60)];
+        let made = tree.apply(&Op::Create { path: path.clone() }, stamp, 0);
+        let written = tree.apply(
+            &Op::Write {
+                path,
+                offset: 0,
+                data,
+                truncate: false,
+            },
+            stamp,
+            0,
+        );
+        assert!(made.is_ok() && written.is_ok());
+    }
+    Disk::of(&tree)
 }

@@ -1,12 +1,14 @@
 //! Whole clusters in one thread, from a seed: a virtual corosync, our state machine and a model of
 //! the C daemon, crashes, partitions, slow and failing stores, and invariants after every step.
 //!
-//! `SEEDS=n` runs the seeds 0 to n - 1 (default 2000, 200 without optimisation), `FIRST=k` starts
-//! at k, `SEED=k` replays one and prints its history (with `FAULTS` and `REQUESTS` as a failure
+//! `SEEDS=n` runs the seeds 0 to n - 1 (default 2000), `FIRST=k` starts at
+//! k, `SEED=k` replays one and prints its history (with `FAULTS` and `REQUESTS` as a failure
 //! printed them). A failing seed is shrunk and its history printed.
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)]
 
+mod checks;
+mod clients;
 mod cmodel;
 mod cpg;
 mod disk;
@@ -24,8 +26,8 @@ use world::{Plan, World};
 const HISTORY: usize = 150;
 
 fn plan(seed: u64) -> Plan {
-    let faults = number("FAULTS").unwrap_or(seed % 9) as usize;
-    let requests = number("REQUESTS").unwrap_or(30 + seed % 71) as usize;
+    let faults = number("FAULTS").unwrap_or(seed % 17) as usize;
+    let requests = number("REQUESTS").unwrap_or(50 + seed % 151) as usize;
     Plan {
         seed,
         faults,
@@ -91,7 +93,7 @@ fn clusters() {
         assert!(result.is_ok());
         return;
     }
-    let seeds = number("SEEDS").unwrap_or(if cfg!(debug_assertions) { 200 } else { 2000 });
+    let seeds = number("SEEDS").unwrap_or(2000);
     let first = number("FIRST").unwrap_or(0);
     let next = AtomicU64::new(first);
     let acknowledged = AtomicUsize::new(0);

@@ -56,6 +56,23 @@ impl Ours {
         let mut actions = Vec::new();
         self.machine.handle(now, event, &mut actions);
         for action in actions {
+            let done = matches!(
+                action,
+                Action::Reply {
+                    result: Ok(Ok(_)),
+                    ..
+                }
+            );
+            if done && !self.machine.app().quorate() {
+                out.push(Effect::Broken("acknowledged without quorum"));
+            }
+            let changed = matches!(
+                &action,
+                Action::App(dcdb::Action::Store { write, .. }) if matches!(**write, Write::Change(_))
+            );
+            if changed && !self.machine.app().quorate() {
+                out.push(Effect::Broken("changed without quorum"));
+            }
             self.act(action, out);
         }
     }

@@ -24,6 +24,8 @@ pub enum Wish {
 #[derive(Debug)]
 pub enum Effect {
     Wish(Wish),
+    /// A rule was broken.
+    Broken(&'static str),
     /// Result for a client; `None`: not known, or not done.
     Reply(u64, Result<(), Option<Error>>),
 }

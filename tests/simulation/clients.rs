@@ -1,0 +1,164 @@
+//! What clients ask for, and what breaks.
+
+use std::time::Duration;
+
+use pmxcfs::memdb::{Op, TreePath};
+
+use super::process::Process;
+use super::rng::Rng;
+use super::world::{Class, Mix, Request, World, unique};
+
+impl World {
+    pub(super) fn request(&mut self) {
+        let node = self.rng.below(self.slots.len());
+        let Some(process) = &self.slots[node].process else {
+            return;
+        };
+        let ours = process.is_ours();
+        if !ours && self.mix == Mix::Tame && !process.all_synced() {
+            return;
+        }
+        let (op, unique) = self.operation(ours);
+        self.tickets += 1;
+        let ticket = self.tickets;
+        // A stopped process answers nobody.
+        let since = self.time.max(self.slots[node].stalled_until);
+        self.requests.insert(
+            ticket,
+            Request {
+                node,
+                unique,
+                since,
+                era: self.era,
+            },
+        );
+        self.note(|| format!("{node}: request {ticket} {op:?}"));
+        self.with(node, |process, _, now, out| {
+            process.submit(now, ticket, op, out)
+        });
+    }
+
+    fn operation(&mut self, ours: bool) -> (Op, Option<(usize, bool)>) {
+        let shared = |rng: &mut Rng| {
+            let text = match rng.below(3) {
+                0 => format!("d{}", rng.below(3)),
+                _ => format!("d{}/f{}", rng.below(3), rng.below(3)),
+            };
+            TreePath::new(text.as_bytes())
+        };
+        let rng = &mut self.rng;
+        let op = match rng.below(12) {
+            0..4 => {
+                self.uniques += 1;
+                return (
+                    Op::Create {
+                        path: unique(self.uniques),
+                    },
+                    Some((self.uniques, true)),
+                );
+            }
+            4..6 => {
+                let number = 1 + rng.below(self.uniques.max(1));
+                let data = number.to_string().into_bytes();
+                let op = Op::Write {
+                    path: unique(number),
+                    offset: 0,
+                    data,
+                    truncate: false,
+                };
+                return (op, Some((number, false)));
+            }
+            6 => Op::Mkdir { path: shared(rng) },
+            7 => Op::Create { path: shared(rng) },
+            8 => {
+                let data = vec![b'x'; rng.below(20)];
+                // An old node would be damaged by growing an empty file.
+                let offset = if ours || !data.is_empty() {
+                    rng.below(30) as u64
+                } else {
+                    0
+                };
+                Op::Write {
+                    path: shared(rng),
+                    offset,
+                    data,
+                    truncate: rng.chance(50),
+                }
+            }
+            9 => Op::Delete { path: shared(rng) },
+            10 => Op::Rename {
+                from: shared(rng),
+                to: shared(rng),
+            },
+            _ => Op::SetMtime {
+                path: shared(rng),
+                mtime: rng.below(2_000_000) as u32,
+            },
+        };
+        (op, None)
+    }
+
+    /// May this node lose what is in its memory now? A majority has to keep it.
+    pub(super) fn may_lose(&self, node: usize) -> bool {
+        let slot = &self.slots[node];
+        if self.class == Class::Partitions {
+            let stored = match &slot.process {
+                Some(Process::Ours(ours)) => !ours.storing(),
+                _ => true,
+            };
+            return stored && self.cpg.waiting(node) == 0;
+        }
+        let solid = |n: &usize| *n != node && !self.slots[*n].fresh;
+        (0..self.slots.len()).filter(solid).count() * 2 > self.slots.len()
+    }
+
+    pub(super) fn fault(&mut self) {
+        let node = self.rng.below(self.slots.len());
+        let some_time = Duration::from_millis(self.rng.below(8000) as u64);
+        match self.rng.below(10) {
+            0..3 if self.class == Class::Partitions => self.split_or_heal(),
+            0..5 => {
+                if self.slots[node].process.is_some() && self.may_lose(node) {
+                    self.kill(node);
+                }
+            }
+            5..7 => {
+                // What it had not handed on is lost, too.
+                let up = self.cpg.running(node) && self.slots[node].corosync_at.is_none();
+                if up && self.may_lose(node) {
+                    self.slots[node].fresh = true;
+                    self.note(|| format!("{node}: corosync dies"));
+                    self.slots[node].corosync_at = Some(self.time + some_time);
+                    self.cpg.stop(node, &mut self.rng);
+                }
+            }
+            7..9 => {
+                self.stall(node, some_time);
+            }
+            _ => {
+                self.stall(node, Duration::from_secs(40));
+            }
+        }
+    }
+
+    fn stall(&mut self, node: usize, length: Duration) {
+        self.note(|| format!("{node}: stalls for {length:?}"));
+        let until = self.time + length;
+        self.slots[node].stalled_until = until;
+        for request in self.requests.values_mut().filter(|r| r.node == node) {
+            request.since = request.since.max(until);
+        }
+    }
+
+    fn split_or_heal(&mut self) {
+        let parts = if self.split && self.rng.chance(50) {
+            1
+        } else {
+            2 + self.rng.below(2)
+        };
+        self.split = parts > 1;
+        let components: Vec<usize> = self.slots.iter().map(|_| self.rng.below(parts)).collect();
+        self.note(|| format!("network: {components:?}"));
+        self.cpg.split(&components, &mut self.rng);
+    }
+}
