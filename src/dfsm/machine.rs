@@ -193,7 +193,10 @@ impl<A: Application> Machine<A> {
 
     /// This node is synchronised, and so are all others (or they take too long).
     pub(super) fn settled(&self) -> bool {
-        let late = || self.synced_since.is_some_and(|since| self.now.mono >= since + SETTLE_LIMIT);
+        let late = || {
+            self.synced_since
+                .is_some_and(|since| self.now.mono >= since + SETTLE_LIMIT)
+        };
         !self.config.hold_back
             || (self.mode == Mode::Synced && (self.members.iter().all(|m| m.synced) || late()))
     }

@@ -112,7 +112,11 @@ impl<A: Application> Machine<A> {
         }
         let confirmed = !self.config.hold_back || self.app.may_acknowledge();
         for Applied { pending, reply } in std::mem::take(&mut self.applied) {
-            let result = if confirmed { Ok(reply) } else { Err(Refusal::Busy) };
+            let result = if confirmed {
+                Ok(reply)
+            } else {
+                Err(Refusal::Busy)
+            };
             self.reply(Some(pending.ticket), result);
         }
     }
@@ -155,8 +159,15 @@ impl<A: Application> Machine<A> {
             let ticket = self.held.pop_front().and_then(|held| held.ticket);
             self.reply(ticket, Err(Refusal::Busy));
         }
-        while self.applied.front().is_some_and(|applied| now >= applied.pending.deadline) {
-            let ticket = self.applied.pop_front().map(|applied| applied.pending.ticket);
+        while self
+            .applied
+            .front()
+            .is_some_and(|applied| now >= applied.pending.deadline)
+        {
+            let ticket = self
+                .applied
+                .pop_front()
+                .map(|applied| applied.pending.ticket);
             self.reply(ticket, Err(Refusal::Busy));
         }
         while let Some(entry) = self.pending.first_entry() {

@@ -150,8 +150,7 @@ impl Shared {
     /// Tells those who still wait that they wait in vain. Their changes stay.
     pub(super) fn send_away(&self, batch: &mut [Pending], answer: Error) {
         for pending in batch.iter_mut().filter(|pending| pending.ticket.is_some()) {
-            if let (Some(on_refusal), Work::Change(change)) =
-                (self.on_refusal.get(), &pending.work)
+            if let (Some(on_refusal), Work::Change(change)) = (self.on_refusal.get(), &pending.work)
             {
                 on_refusal(change);
             }

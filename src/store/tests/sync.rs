@@ -80,10 +80,7 @@ fn a_synchronisation_that_cannot_be_written_waits_with_what_is_behind_it() {
     lab.store.after(Box::new(move |_| tx.send(()).unwrap()));
     rx.recv().unwrap();
     lab.store.flush();
-    assert_eq!(
-        names(&lab.path()),
-        ["__version__", "behind", "good", "bad"]
-    );
+    assert_eq!(names(&lab.path()), ["__version__", "behind", "good", "bad"]);
 }
 
 #[test]
