@@ -459,6 +459,59 @@ fn the_leader_sends_updates_in_small_lots_and_stops_with_the_epoch() {
 }
 
 #[test]
+fn the_end_of_the_updates_is_sent_behind_the_last_and_logged() {
+    let mut bench = Bench::alone();
+    for number in 0..3u64 {
+        bench.deliver(ME, &wire::normal(1, 1, 0, number + 1, &[number as u8; 30]));
+    }
+    bench.start_sync();
+    let mut out = bench.state(YOU, Type::State, &[0]);
+    while bench.machine.has_bulk() {
+        out.extend(bench.give(Event::Room));
+    }
+    let mut want = vec![Type::Update; 3];
+    want.push(Type::UpdateComplete);
+    assert_eq!(kinds(&out), want);
+    assert_eq!(logs(&out).last(), Some(&"sent all (3) updates"));
+}
+
+/// The first measure of cluster-protocol.md 7.3: what synced members apply at this moment is applied
+/// behind the updates in the same order, whoever sent it; old nodes kept that of `third` for later.
+#[test]
+fn in_update_mode_the_order_of_arrival_is_kept() {
+    let third = MemberId { nodeid: 3, pid: 30 };
+    let mut bench = Bench::alone();
+    let members = [ME, YOU, third];
+    let out = bench.give(Event::Confchg {
+        members: &members,
+        joined: &members[1..],
+    });
+    bench.deliver(ME, &sends(&out)[0]);
+    // Before all states are there: by the sender's state, then by count.
+    let early = |count, text: &[u8]| wire::normal(1, 1, 0, count, text);
+    bench.deliver(third, &early(1, b"early, not synced"));
+    bench.deliver(YOU, &early(2, b"early, synced"));
+    bench.state(ME, Type::State, &[0]);
+    bench.state(YOU, Type::State, &[9]);
+    bench.state(third, Type::State, &[0]);
+    assert_eq!(bench.machine.mode(), Mode::Update);
+    bench.deliver(third, &early(7, b"late, not synced"));
+    bench.deliver(YOU, &early(3, b"late, synced"));
+    bench.state(YOU, Type::Update, b"update");
+    assert!(bench.machine.app().items.is_empty());
+    bench.state(YOU, Type::UpdateComplete, b"");
+    assert_eq!(bench.machine.mode(), Mode::Synced);
+    let want: [&[u8]; 5] = [
+        b"update",
+        b"early, synced",
+        b"late, not synced",
+        b"late, synced",
+        b"early, not synced",
+    ];
+    assert_eq!(bench.machine.app().items, want);
+}
+
+#[test]
 fn in_update_mode_it_ignores_late_requests_and_checksum_rounds() {
     let mut bench = Bench::syncing();
     bench.state(YOU, Type::State, &[3]);
