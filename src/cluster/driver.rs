@@ -220,6 +220,8 @@ impl Core {
             }
             Command::NodesRead => self.nodes_read(),
             Command::Verify => self.dcdb.handle(now, Event::Verify),
+            // Whoever asked may have given up.
+            Command::Ping(answer) => drop(answer.try_send(())),
             Command::Stop => {
                 self.stop_at = Some(now.mono + STOP_LIMIT);
                 self.dcdb.handle(now, Event::Stop);

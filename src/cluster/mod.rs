@@ -28,6 +28,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::mpsc::SyncSender;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -112,6 +113,8 @@ enum Command {
     NodesRead,
     /// Start a checksum round.
     Verify,
+    /// Somebody wants to know whether the core lives.
+    Ping(SyncSender<()>),
     Stop,
 }
 
@@ -173,6 +176,13 @@ impl ClusterReplica {
     /// From now on every change is refused with EACCES (shutdown).
     pub fn close(&self) {
         self.closed.store(true, SeqCst);
+    }
+
+    /// Does the core take and answer a question within `limit`?
+    pub fn answers(&self, limit: Duration) -> bool {
+        let (ask, answer) = std::sync::mpsc::sync_channel(1);
+        self.push(Command::Ping(ask));
+        answer.recv_timeout(limit).is_ok()
     }
 
     fn push(&self, command: Command) {
