@@ -85,7 +85,7 @@ the lock functions call it when they have the lock.
 
 The module may be used in taint mode (B<perl -T>).
 
-=head2 Errors
+=head2 Errors of requests
 
 Unless a function says otherwise, a request that fails ends in an exception with the text
 C<ipcc_send_rec[>I<operation>C<] failed: >I<reason>C<\n>, where I<reason> is the text of the
