@@ -110,8 +110,6 @@ enum Command {
     },
     /// The quorum service was connected.
     Quorum(Quorum),
-    /// The status knows a new list of nodes.
-    NodesRead,
     /// Start a checksum round.
     Verify,
     Stop,
