@@ -109,8 +109,6 @@ enum Command {
     },
     /// The quorum service was connected.
     Quorum(Quorum),
-    /// The status knows a new list of nodes.
-    NodesRead,
     /// Start a checksum round.
     Verify,
     /// Somebody wants to know whether the core lives.
