@@ -33,8 +33,9 @@ const STOP_LIMIT: Duration = Duration::from_secs(2);
 pub(super) struct NodeStatus;
 
 impl Surroundings<Kvstore> for NodeStatus {
-    /// Round-robin data are handed on by the status itself.
-    fn act(&mut self, _action: kvstore::Action) {}
+    fn act(&mut self, action: kvstore::Action) {
+        match action {}
+    }
 
     /// Nobody waits for the result of a status message.
     fn reply(&mut self, _ticket: Ticket, _result: Result<(), Busy>) {}
@@ -218,26 +219,14 @@ impl Core {
                 self.quorum = Some(quorum);
                 self.dispatch_quorum(now);
             }
-            Command::NodesRead => self.nodes_read(),
             Command::Verify => self.dcdb.handle(now, Event::Verify),
+            // Whoever asked may have given up.
+            Command::Ping(answer) => drop(answer.try_send(())),
             Command::Stop => {
                 self.stop_at = Some(now.mono + STOP_LIMIT);
                 self.dcdb.handle(now, Event::Stop);
                 self.kvstore.handle(now, Event::Stop);
             }
-        }
-    }
-
-    /// A node that is new in the configuration may be in the group already.
-    fn nodes_read(&self) {
-        let members: Vec<u32> = self
-            .kvstore
-            .machine()
-            .members()
-            .map(|(member, _)| member.nodeid)
-            .collect();
-        if !members.is_empty() {
-            self.status.set_online(&members);
         }
     }
 

@@ -140,10 +140,6 @@ impl<A: Application, S: Surroundings<A>> Group<A, S> {
         }
     }
 
-    pub fn machine(&self) -> &Machine<A> {
-        &self.machine
-    }
-
     /// Brings `view` up to date.
     pub fn show(&self, view: &mut GroupView) {
         view.mode = self.machine.mode();

@@ -28,6 +28,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::mpsc::SyncSender;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -108,10 +109,10 @@ enum Command {
     },
     /// The quorum service was connected.
     Quorum(Quorum),
-    /// The status knows a new list of nodes.
-    NodesRead,
     /// Start a checksum round.
     Verify,
+    /// Somebody wants to know whether the core lives.
+    Ping(SyncSender<()>),
     Stop,
 }
 
@@ -173,6 +174,13 @@ impl ClusterReplica {
     /// From now on every change is refused with EACCES (shutdown).
     pub fn close(&self) {
         self.closed.store(true, SeqCst);
+    }
+
+    /// Does the core take and answer a question within `limit`?
+    pub fn answers(&self, limit: Duration) -> bool {
+        let (ask, answer) = std::sync::mpsc::sync_channel(1);
+        self.push(Command::Ping(ask));
+        answer.recv_timeout(limit).is_ok()
     }
 
     fn push(&self, command: Command) {

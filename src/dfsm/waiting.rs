@@ -11,6 +11,11 @@ use super::{Application, Level, Mode};
 const MISSING_EVERY: Duration = Duration::from_secs(5);
 
 impl<A: Application> Machine<A> {
+    /// Requests that are not sent, or not acknowledged, because a member is behind.
+    fn has_waiters(&self) -> bool {
+        !self.held.is_empty() || !self.applied.is_empty()
+    }
+
     pub(super) fn tick(&mut self) {
         self.expire();
         match self.link {
@@ -69,9 +74,7 @@ impl<A: Application> Machine<A> {
                 ))
             }
             // Requests wait for those who are behind.
-            Mode::Synced
-                if !self.settled() && !(self.held.is_empty() && self.applied.is_empty()) =>
-            {
+            Mode::Synced if !self.settled() && self.has_waiters() => {
                 let behind = self.names(self.members.iter().filter(|m| !m.synced));
                 Some(format!("end of the synchronisation of {behind}"))
             }

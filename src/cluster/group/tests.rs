@@ -173,7 +173,7 @@ impl Lab {
         let generation = lab.asked_to_open();
         lab.group.opened(lab.now(), generation, Some(lab.channel()));
         lab.confchg(vec![OWN]);
-        assert_eq!(lab.group.machine().mode(), Mode::Synced);
+        assert_eq!(lab.group.machine.mode(), Mode::Synced);
         lab
     }
 
@@ -284,7 +284,7 @@ fn events_behind_the_one_that_ends_the_membership_are_dropped() {
     lab.submit(1, b"never comes back");
     // A message that is too short makes the machine leave.
     lab.dispatch(Ok(vec![deliver(short), deliver(late)]));
-    assert_eq!(lab.group.machine().mode(), Mode::Leave);
+    assert_eq!(lab.group.machine.mode(), Mode::Leave);
     let Some(Request::Leave(generation, _)) = lab.requests.lock().drain(..).next() else {
         panic!("not asked to leave");
     };
@@ -295,7 +295,7 @@ fn events_behind_the_one_that_ends_the_membership_are_dropped() {
     let again = lab.asked_to_open();
     lab.group.opened(lab.now(), again, Some(lab.channel()));
     lab.confchg(vec![OWN]);
-    assert_eq!(lab.group.machine().mode(), Mode::Synced);
+    assert_eq!(lab.group.machine.mode(), Mode::Synced);
 }
 
 #[test]
