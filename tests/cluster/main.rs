@@ -202,11 +202,7 @@ fn corosync_may_die_on_any_number_of_nodes() {
     for node in 1..=3 {
         // Of each series the first failure only; corosync may have been late at the beginning.
         let said = cluster.logged(node, "[dcdb] crit: can't initialize service");
-        assert!(
-            (1..=4).contains(&said),
-            "{said}: {}",
-            cluster.lab.log_of(node)
-        );
+        assert!(said <= 4, "{said}: {}", cluster.lab.log_of(node));
     }
 }
 
