@@ -88,7 +88,7 @@ subtest 'cluster log' => sub {
     PVE::Cluster::log_msg(8, 'u', 'priority 8');
     is($entries->()->[0]->{msg}, 'long ident', 'a priority above 7 is not logged');
     PVE::Cluster::log_msg(6, '', '');
-    is_deeply([@{ $entries->()->[0] }{qw(user msg)}], ['', ''], 'empty');
+    is_deeply([@{ $entries->()->[0] }{qw(user msg)}], ['', 'empty message'], 'empty');
     is(scalar(grep { $_->[0] eq 'err' } PVE::SafeSyslog::taken()), 0, 'no complaints');
 };
 
