@@ -36,7 +36,7 @@ use parking_lot::Mutex;
 
 use crate::corosync::STACK_SIZE;
 use crate::corosync::quorum::Quorum;
-use crate::dcdb::{self, Dcdb};
+use crate::dcdb::Dcdb;
 use crate::dfsm::{Config, Machine, MemberId, Mode};
 use crate::ipc::service::StatusReplica;
 use crate::kvstore::{self, Kvstore};
@@ -96,8 +96,6 @@ enum Command {
     Submit(Op, Done),
     /// A local change of the status is to be sent.
     Kvstore(kvstore::Request),
-    /// What became of a write.
-    Stored(dcdb::Event),
     /// A group was joined (or not).
     Opened {
         group: GroupName,
@@ -111,8 +109,6 @@ enum Command {
     },
     /// The quorum service was connected.
     Quorum(Quorum),
-    /// The status knows a new list of nodes.
-    NodesRead,
     /// Start a checksum round.
     Verify,
     /// Somebody wants to know whether the core lives.
@@ -272,7 +268,6 @@ impl Prepared {
                 relevant: parts.relevant,
                 status: parts.status.clone(),
                 chores,
-                core: inbox.clone(),
             },
             replica.observers.clone(),
         );
@@ -308,6 +303,7 @@ impl Prepared {
             clock: parts.clock,
             started: Instant::now(),
             stop_at: None,
+            writable: true,
             overview: replica.overview.clone(),
         };
         let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {

@@ -27,12 +27,8 @@ pub enum Request {
     Log(Vec<u8>),
 }
 
-/// What the surroundings have to do.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Action {
-    /// Another node sent round-robin data. Never inline: files and sockets may hang.
-    Rrd { key: Vec<u8>, data: Vec<u8> },
-}
+/// Nothing: round-robin data are handed on by [`Status`], to a thread of their own.
+pub type Action = std::convert::Infallible;
 
 /// The node status, replicated.
 #[derive(Debug)]
@@ -58,14 +54,7 @@ impl Kvstore {
             return ctx.log(Level::Critical, "cant parse update message");
         };
         match self.status.remote_update(from.nodeid, key, value, ctx.now) {
-            Ok(()) => {
-                if let Some(key) = key.strip_prefix(b"rrd/") {
-                    ctx.act(Action::Rrd {
-                        key: key.to_vec(),
-                        data: value.to_vec(),
-                    });
-                }
-            }
+            Ok(()) => {}
             Err(SetError::UnknownNode) => {
                 ctx.log(
                     Level::Debug,
@@ -88,6 +77,10 @@ impl Application for Kvstore {
 
     fn admit(&self, _request: &Request) -> Result<(), ()> {
         Ok(())
+    }
+
+    fn node_name(&self, nodeid: u32) -> Option<String> {
+        self.status.node_name(nodeid)
     }
 
     fn may_acknowledge(&self) -> bool {

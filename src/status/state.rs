@@ -177,13 +177,18 @@ impl Status {
         core.version_text.clear();
         let list = Arc::clone(core.guests.list());
         drop(core);
-        for event in &effects.guests {
-            if let GuestEvent::Remove { vmid } = event {
-                // A move is a removal, too: the guest is still there.
-                if !list.contains_key(vmid) {
-                    self.rrd.lock().remove_guest(*vmid);
-                }
-            }
+        let removed = effects.guests.iter().filter_map(|event| match event {
+            // A move is a removal, too: the guest is still there.
+            GuestEvent::Remove { vmid } if !list.contains_key(vmid) => Some(*vmid),
+            _ => None,
+        });
+        self.forget_rrd(removed);
+    }
+
+    /// Data of guests that are no more.
+    fn forget_rrd(&self, removed: impl Iterator<Item = u32>) {
+        for vmid in removed {
+            self.rrd.lock().remove_guest(vmid);
         }
     }
 
@@ -201,11 +206,15 @@ impl Status {
         });
         let mut core = self.core.lock();
         core.files.touch_all();
+        let before = Arc::clone(core.guests.list());
         if let Some(guests) = guests {
             core.guests.rebuild(guests);
             core.vmlist_text.clear();
         }
         core.version_text.clear();
+        let list = Arc::clone(core.guests.list());
+        drop(core);
+        self.forget_rrd(before.keys().copied().filter(|id| !list.contains_key(id)));
     }
 
     /// The published guest list and its version.
@@ -387,6 +396,11 @@ impl Status {
         self.core.lock().members.ip(node).map(Box::from)
     }
 
+    /// Name of a node of the cluster configuration.
+    pub fn node_name(&self, id: u32) -> Option<String> {
+        self.core.lock().members.node_name(id).map(str::to_owned)
+    }
+
     /// The cluster configuration was read (status.md 4.1).
     pub fn set_cluster_info(&self, cluster: ClusterInfo) {
         let (name, version) = (cluster.name.clone(), cluster.config_version as i32);
@@ -484,7 +498,7 @@ impl std::fmt::Debug for Status {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memdb::{GuestType, TreePath};
+    use crate::memdb::{GuestType, Op, Stamp, TreePath};
 
     fn touched(path: &str) -> Effects {
         Effects {
@@ -541,6 +555,22 @@ mod tests {
         assert_eq!(&*status.rrd_text(5), b"pve-vm-9.0/100:1:2\n");
         status.announce(&guests(&[remove]));
         assert_eq!(&*status.rrd_text(5), b"");
+        // The same if the removal was missed and came with a whole new tree.
+        status.announce(&guests(&[set("node1")]));
+        status.set_kv(b"rrd/pve-vm-9.0/100", b"1:2\0", 5).unwrap();
+        let mut tree = Tree::new();
+        status.reloaded(&tree);
+        assert_eq!(&*status.rrd_text(8), b"pve-vm-9.0/100:1:2\n");
+        let (path, stamp) = (
+            TreePath::new(b"nodes"),
+            Stamp {
+                writer: 1,
+                mtime: 1,
+            },
+        );
+        tree.apply(&Op::Mkdir { path }, stamp, 1).unwrap();
+        status.reloaded(&tree);
+        assert_eq!(&*status.rrd_text(8), b"");
     }
 
     #[test]

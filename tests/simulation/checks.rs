@@ -69,7 +69,7 @@ impl World {
         for (ticket, request) in &self.requests {
             let slot = &self.slots[request.node];
             // Old nodes have no bound; a slow store is bounded by itself.
-            let storing = matches!(&slot.process, Some(Process::Ours(ours)) if ours.storing());
+            let storing = matches!(&slot.process, Some(Process::Ours(ours)) if ours.answering());
             if !slot.c && !storing && self.time > request.since + LONGEST_WAIT {
                 return Err(format!(
                     "request {ticket} still waits on node {}",
