@@ -236,7 +236,7 @@ impl<A: Application> Machine<A> {
         }
         if leader == Some(self.own) {
             self.log(Level::Notice, "start sending inode updates");
-            self.bulk = true;
+            self.bulk = Some(0);
             self.send_bulk();
         }
         if self.members.iter().any(|m| m.id == self.own && m.synced) {
