@@ -140,6 +140,7 @@ impl<A: Application, S: Surroundings<A>> Group<A, S> {
         }
     }
 
+    #[cfg(test)]
     pub fn machine(&self) -> &Machine<A> {
         &self.machine
     }
