@@ -280,7 +280,6 @@ impl Connector {
                 })
                 .collect(),
         });
-        self.tell(Command::NodesRead);
     }
 
     // ---- groups ----

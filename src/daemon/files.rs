@@ -25,24 +25,28 @@ pub fn make_directories(config: &Config, www_gid: u32) {
 
 /// The single-instance lock; held as long as the value lives (and by forked children).
 #[derive(Debug)]
-pub struct Lock(File);
+pub struct Lock {
+    file: File,
+    /// Nobody was here before.
+    new: bool,
+}
 
 impl Lock {
     /// Waits up to 10 s for an instance that is about to end.
     pub fn acquire(path: &Path) -> Result<Self, StartError> {
-        let file = OpenOptions::new()
-            .read(true)
-            .append(true)
-            .create(true)
-            .mode(0o600)
-            .open(path)
-            .map_err(|source| StartError::LockCreate {
-                path: path.display().to_string(),
-                source,
-            })?;
+        let mut options = OpenOptions::new();
+        options.read(true).append(true).mode(0o600);
+        let (file, new) = match options.clone().create_new(true).open(path) {
+            Ok(file) => (Ok(file), true),
+            Err(_) => (options.create(true).open(path), false),
+        };
+        let file = file.map_err(|source| StartError::LockCreate {
+            path: path.display().to_string(),
+            source,
+        })?;
         for attempt in 1..=LOCK_TRIES {
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return Ok(Lock(file)),
+                Ok(()) => return Ok(Lock { file, new }),
                 Err(err) if attempt == LOCK_TRIES => return Err(StartError::Lock(err.into())),
                 Err(_) if attempt == 1 => {
                     tracing::info!(target: "main", "unable to acquire pmxcfs lock - trying again");
@@ -60,11 +64,11 @@ impl Lock {
     /// this daemon starts much faster than that. The lock file's mtime remembers the last value.
     pub fn start_time(&self) -> u32 {
         let now = unix_time(SystemTime::now());
-        let last = self
-            .0
-            .metadata()
-            .and_then(|m| m.modified())
-            .map_or(0, unix_time);
+        let modified = self.file.metadata().and_then(|m| m.modified());
+        let last = match modified {
+            Ok(at) if !self.new => unix_time(at),
+            _ => 0,
+        };
         // A clock that was far ahead once must not drag the start time along for ever.
         let start = if last >= now && last - now < 3600 {
             last + 1
@@ -72,7 +76,7 @@ impl Lock {
             now
         };
         let at = UNIX_EPOCH + Duration::from_secs(u64::from(start));
-        if let Err(err) = self.0.set_modified(at) {
+        if let Err(err) = self.file.set_modified(at) {
             tracing::warn!(target: "main", "unable to remember the start time on the lock file: {err}");
         }
         start
@@ -154,6 +158,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("lock");
         let first = Lock::acquire(&path).unwrap().start_time();
+        assert!(first <= unix_time(SystemTime::now()));
         let second = Lock::acquire(&path).unwrap().start_time();
         let third = Lock::acquire(&path).unwrap().start_time();
         assert!(first < second && second < third, "{first} {second} {third}");
@@ -164,7 +169,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("lock");
         let lock = Lock::acquire(&path).unwrap();
-        lock.0
+        lock.file
             .set_modified(SystemTime::now() + Duration::from_secs(1_000_000))
             .unwrap();
         let now = unix_time(SystemTime::now());

@@ -27,12 +27,8 @@ pub enum Request {
     Log(Vec<u8>),
 }
 
-/// What the surroundings have to do.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Action {
-    /// Another node sent round-robin data. Never inline: files and sockets may hang.
-    Rrd { key: Vec<u8>, data: Vec<u8> },
-}
+/// Nothing: round-robin data are handed on by [`Status`], to a thread of their own.
+pub type Action = std::convert::Infallible;
 
 /// The node status, replicated.
 #[derive(Debug)]
@@ -53,26 +49,24 @@ impl Kvstore {
         Kvstore { status, address }
     }
 
+    /// Nothing of what another node sends is believed, and nothing of it fills the log.
     fn update(&mut self, from: MemberId, payload: &[u8], ctx: &mut Ctx<Action>) {
+        let complain = |text| self.status.complain(text);
         let Some((key, value)) = wire::parse_update(payload) else {
-            return ctx.log(Level::Critical, "cant parse update message");
+            return complain(format_args!("cant parse update message from {from}"));
         };
         match self.status.remote_update(from.nodeid, key, value, ctx.now) {
-            Ok(()) => {
-                if let Some(key) = key.strip_prefix(b"rrd/") {
-                    ctx.act(Action::Rrd {
-                        key: key.to_vec(),
-                        data: value.to_vec(),
-                    });
-                }
-            }
+            Ok(()) => {}
             Err(SetError::UnknownNode) => {
                 ctx.log(
                     Level::Debug,
                     format!("ignore update of unknown node {from}"),
                 );
             }
-            Err(error) => ctx.log(Level::Warning, format!("update from {from}: {error}")),
+            Err(error) => {
+                let key = key.escape_ascii();
+                complain(format_args!("update of '{key}' from {from}: {error}"));
+            }
         }
     }
 }
@@ -88,6 +82,10 @@ impl Application for Kvstore {
 
     fn admit(&self, _request: &Request) -> Result<(), ()> {
         Ok(())
+    }
+
+    fn node_name(&self, nodeid: u32) -> Option<String> {
+        self.status.node_name(nodeid)
     }
 
     fn may_acknowledge(&self) -> bool {
@@ -117,11 +115,14 @@ impl Application for Kvstore {
                 wire::UPDATE => self.update(from, payload, ctx),
                 wire::LOG => {
                     if let Err(error) = self.status.log_receive(payload) {
-                        let text = format!("cluster log entry from {from}: {error}");
-                        ctx.log(Level::Critical, text);
+                        let status = &self.status;
+                        status.complain(format_args!("cluster log entry from {from}: {error}"));
                     }
                 }
-                other => ctx.log(Level::Critical, format!("unknown message type {other}")),
+                other => {
+                    let status = &self.status;
+                    status.complain(format_args!("unknown message type {other} from {from}"));
+                }
             }
         }
         Verdict::Applied(())
@@ -188,9 +189,8 @@ impl Application for Kvstore {
         if value.is_empty() {
             return;
         }
-        if let Err(error) = self.status.set_kv(NODE_IP, &value, ctx.now) {
-            ctx.log(Level::Warning, format!("own address: {error}"));
-        }
+        // An address that is none is told about there.
+        let _ = self.status.set_kv(NODE_IP, &value, ctx.now);
         let Outgoing { subtype, payload } = wire::encode_update(NODE_IP, &value);
         ctx.send(subtype, payload);
     }
@@ -203,3 +203,6 @@ impl Application for Kvstore {
         Consequence::None
     }
 }
+
+#[cfg(test)]
+mod tests;

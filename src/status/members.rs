@@ -43,6 +43,8 @@ struct Cluster {
 pub(super) struct Members {
     pub(super) version: u32,
     cluster: Option<Cluster>,
+    /// Node ids of the kvstore group as it was last, known nodes or not.
+    group: Vec<u32>,
     /// Node name to address. Entries are replaced, never removed.
     ips: HashMap<String, Box<[u8]>>,
 }
@@ -52,7 +54,8 @@ impl Members {
         self.version = self.version.wrapping_add(1);
     }
 
-    /// New configuration. Nodes that stay keep their online flag and their values.
+    /// New configuration. Nodes that stay keep their values; one that is new may be in the group
+    /// already.
     pub(super) fn set_cluster(&mut self, info: ClusterInfo) {
         let mut old = self
             .cluster
@@ -61,17 +64,13 @@ impl Members {
             .unwrap_or_default();
         let mut nodes = BTreeMap::new();
         for node in info.nodes {
-            let (online, kv) = old
-                .remove(&node.id)
-                .map_or((false, None), |m| (m.online, m.kv));
-            nodes.insert(
-                node.id,
-                Member {
-                    name: node.name,
-                    online,
-                    kv,
-                },
-            );
+            let kv = old.remove(&node.id).and_then(|member| member.kv);
+            let member = Member {
+                name: node.name,
+                online: self.group.contains(&node.id),
+                kv,
+            };
+            nodes.insert(node.id, member);
         }
         let (name, config_version) = (info.name, info.config_version);
         self.cluster = Some(Cluster {
@@ -84,6 +83,7 @@ impl Members {
 
     /// The kvstore group has these members now; counted even if nothing changed.
     pub(super) fn set_online(&mut self, members: &[u32]) {
+        self.group = members.to_vec();
         if let Some(cluster) = &mut self.cluster {
             for (id, node) in &mut cluster.nodes {
                 node.online = members.contains(id);
@@ -210,12 +210,24 @@ mod tests {
     }
 
     #[test]
+    fn who_is_configured_later_than_he_joined_is_online_and_counted_once() {
+        let mut members = Members::default();
+        members.set_online(&[1, 2]);
+        assert_eq!(members.version, 0);
+        members.set_cluster(lab(&[1], 1));
+        members.set_cluster(lab(&[1, 2, 3], 2));
+        assert_eq!(members.version, 2);
+        let text = String::from_utf8(members.text("node1", true)).unwrap();
+        assert_eq!(text.matches("\"online\": 1").count(), 2, "{text}");
+    }
+
+    #[test]
     fn a_full_cluster() {
         let mut members = Members::default();
         members.set_cluster(lab(&[2, 1], 1));
         members.set_online(&[1]);
         members.set_ip("node1", b"10.99.14.1");
-        members.kv_mut(2).unwrap().set(b"k", b"v");
+        members.kv_mut(2).unwrap().set(b"k", b"v", 999);
         assert!(members.kv_mut(3).is_none());
         assert_eq!(
             String::from_utf8(members.text("node1", true)).unwrap(),
