@@ -8,8 +8,6 @@ use compat_tests::capi::{Build, abi};
 use compat_tests::client::{identity, unhex};
 use compat_tests::lab::quiet;
 use compat_tests::{Client, Daemon, Lab, Node, Reply, Subject, golden, on_both, report};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -286,12 +284,11 @@ fn dead_and_silent_daemons() {
     let _quiet = quiet();
     let (_lab, node, daemon) = prepared(&Subject::ours());
     let program = abi(Build::C);
-    let pid = Pid::from_raw(daemon.pid());
     let mut patient = Waiter::start(node.command(&program), -1);
     let mut hasty = Waiter::start(node.command(&program), 300);
     assert_eq!((patient.call(1).0, hasty.call(1).0), (0, 0));
 
-    kill(pid, Signal::SIGSTOP).unwrap();
+    daemon.freeze();
     let (code, took) = hasty.call(1);
     assert_eq!(code, -libc_errno("ETIMEDOUT"));
     assert!((300..450).contains(&took), "{took} ms");
@@ -301,14 +298,14 @@ fn dead_and_silent_daemons() {
     assert!((300..450).contains(&took), "{took} ms");
     patient.say("1");
     std::thread::sleep(Duration::from_millis(500));
-    kill(pid, Signal::SIGCONT).unwrap();
+    daemon.thaw();
     let (code, took) = patient.result();
     assert!(code == 0 && took >= 490, "{code} after {took} ms");
     // the late answers are not taken for these
     assert_eq!(hasty.call(9).0, -44);
     assert_eq!(hasty.call(3).0, 0);
 
-    kill(pid, Signal::SIGSTOP).unwrap();
+    daemon.freeze();
     patient.say("1");
     std::thread::sleep(Duration::from_millis(300));
     let died = Instant::now();

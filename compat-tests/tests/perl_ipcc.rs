@@ -5,8 +5,6 @@
 use compat_tests::capi::perl_command;
 use compat_tests::lab::quiet;
 use compat_tests::{Daemon, Lab, Node, Subject, on_both, report};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -84,14 +82,14 @@ fn signal_handlers_run_while_a_daemon_does_not_answer() {
     for line in BufReader::new(child.stdout.take().unwrap()).lines() {
         let line = line.unwrap();
         match line.as_str() {
-            "stop" => kill(Pid::from_raw(daemon.pid()), Signal::SIGSTOP).unwrap(),
-            "go" => kill(Pid::from_raw(daemon.pid()), Signal::SIGCONT).unwrap(),
+            "stop" => daemon.freeze(),
+            "go" => daemon.thaw(),
             _ => {}
         }
         said.push(line);
         stdin.write_all(b"done\n").unwrap();
     }
-    kill(Pid::from_raw(daemon.pid()), Signal::SIGCONT).unwrap();
+    daemon.thaw();
     assert!(child.wait().unwrap().success(), "{said:?}");
     assert_eq!(said, ["stop", "go", "stop", "go"]);
     daemon.stop();
