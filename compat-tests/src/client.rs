@@ -166,11 +166,20 @@ pub fn unhex(text: &str) -> Vec<u8> {
 
 /// The program made of `tools/<name>.c`, compiled again when that is newer.
 pub fn compile(name: &str) -> PathBuf {
+    compile_to(name, name, &[])
+}
+
+/// The library for `LD_PRELOAD` made of `tools/<name>.c`.
+pub fn compile_preload(name: &str) -> PathBuf {
+    compile_to(name, &format!("{name}.so"), &["-shared", "-fPIC"])
+}
+
+fn compile_to(name: &str, output: &str, flags: &[&str]) -> PathBuf {
     crate::require_tools();
     let dir = crate::target_dir().join("compat-tools");
     std::fs::create_dir_all(&dir).expect("the target directory is writable");
     let source = crate::here().join(format!("tools/{name}.c"));
-    let program = dir.join(name);
+    let program = dir.join(output);
     let lock = OpenOptions::new()
         .create(true)
         .append(true)
@@ -182,7 +191,9 @@ pub fn compile(name: &str) -> PathBuf {
         return program;
     }
     let out = Command::new("cc")
-        .args(["-O2", "-Wall", "-o"])
+        .args(["-O2", "-Wall"])
+        .args(flags)
+        .arg("-o")
         .args([&program, &source])
         .args(["-lqb", "-lpthread"])
         .output()

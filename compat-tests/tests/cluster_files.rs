@@ -14,7 +14,10 @@ use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-on_assignments!(operations, corosync_conf, locks_beside_probe);
+on_assignments!(
+    ours: locks_beside_others;
+    mixed: operations, corosync_conf, probe, locks_and_expiry
+);
 
 const AT: &str = "/etc/pve";
 
@@ -131,10 +134,14 @@ fn operations(who: &Assignment) {
     cluster.finish();
 }
 
-/// Both at the same time in clusters of their own: most of the first is waiting for an expiry.
-fn locks_beside_probe(who: &Assignment) {
+/// The others in clusters of their own meanwhile: most of the first is waiting for an expiry.
+fn locks_beside_others(who: &Assignment) {
     std::thread::scope(|scope| {
-        scope.spawn(|| probe(who));
+        scope.spawn(|| {
+            probe(who);
+            operations(who);
+            corosync_conf(who);
+        });
         locks_and_expiry(who);
     });
 }

@@ -4,7 +4,8 @@
 #[path = "common/cluster.rs"]
 mod cluster;
 
-use cluster::{Assignment, Cluster, VISIBLE, Writer, lost};
+use cluster::writer::{Writer, check, check_reads, readers, writers};
+use cluster::{Assignment, Cluster, VISIBLE};
 use compat_tests::dbfile;
 use std::fs;
 use std::time::Duration;
@@ -96,9 +97,8 @@ fn simultaneous_starts(who: &Assignment) {
 /// SIGTERM to one node after the other while all write; a new start each time.
 fn stop_under_load(who: &Assignment) {
     let mut cluster = Cluster::new(who);
-    let writers: Vec<Writer> = (1..=3)
-        .map(|i| Writer::start(&cluster.node(i), &format!("load{i}")))
-        .collect();
+    let readers = readers(&cluster);
+    let writers = writers(&cluster);
     for i in 1..=3 {
         std::thread::sleep(Duration::from_millis(300));
         cluster.stop_well(i);
@@ -107,10 +107,10 @@ fn stop_under_load(who: &Assignment) {
     }
     let written: Vec<_> = writers.into_iter().map(Writer::stop).collect();
     cluster.equal(VISIBLE);
-    let tree = cluster.same_trees(VISIBLE);
-    for (i, w) in written.iter().enumerate() {
-        assert!(w.acknowledged.len() > 20, "node {}: {:?}", i + 1, w.refused);
-        assert_eq!(lost(&tree, w), [""; 0], "{}: node {}", who.name, i + 1);
+    check(&cluster, "stop under load", &written);
+    check_reads(&cluster, "stop under load", readers);
+    for (i, w) in (1..).zip(&written) {
+        assert!(w.acknowledged.len() > 20, "node {i}: {:?}", w.refused);
     }
     cluster.finish();
 }
@@ -119,9 +119,8 @@ fn stop_under_load(who: &Assignment) {
 fn crash_and_rejoin(who: &Assignment) {
     let mut cluster = Cluster::new(who);
     for i in 1..=3 {
-        let writers: Vec<Writer> = (1..=3)
-            .map(|j| Writer::start(&cluster.node(j), &format!("round{i}-{j}")))
-            .collect();
+        let round = format!("crash-{i}");
+        let (readers, writers) = (readers(&cluster), writers(&cluster));
         std::thread::sleep(Duration::from_millis(300));
         cluster.kill9(i);
         std::thread::sleep(Duration::from_millis(500));
@@ -129,16 +128,8 @@ fn crash_and_rejoin(who: &Assignment) {
         cluster.wait_online();
         let written: Vec<_> = writers.into_iter().map(Writer::stop).collect();
         cluster.equal(VISIBLE);
-        let tree = cluster.same_trees(VISIBLE);
-        for (j, w) in written.iter().enumerate() {
-            assert_eq!(
-                lost(&tree, w),
-                [""; 0],
-                "{}: killed {i}, writer {}",
-                who.name,
-                j + 1
-            );
-        }
+        check(&cluster, &round, &written);
+        check_reads(&cluster, &round, readers);
     }
     cluster.finish();
 }

@@ -5,12 +5,13 @@
 #[path = "common/cluster.rs"]
 mod cluster;
 
-use cluster::{Assignment, Cluster, SOON, VERIFY_EVERY, VISIBLE};
+use cluster::{Assignment, Cluster, SOON, VISIBLE};
 use compat_tests::client::ROOT;
 use compat_tests::daemon::wait_for;
 use compat_tests::{Client, dbfile, report};
 use rusqlite::Connection;
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
 on_assignments!(joiner_gets_2000_files, verify_rounds, status);
@@ -50,35 +51,119 @@ fn joiner_gets_2000_files(who: &Assignment) {
     }
 }
 
-/// Rounds by node 1 when it is ours (the reference has a fixed hour); the others agree. Then a
-/// database that was damaged on disk is found and repaired.
-fn verify_rounds(who: &Assignment) {
-    if !who.is_ours(1) {
-        report(&format!(
-            "cluster-verify {}: node 1 is the reference, which asks once an hour",
-            who.name
-        ));
-        return;
+/// How often these words are in the log of a node.
+fn said(cluster: &Cluster, i: usize, words: &str) -> usize {
+    cluster.log(i).matches(words).count()
+}
+
+/// The hours that have passed on node 1, if that is a reference node.
+struct Hours(u64);
+
+impl Hours {
+    /// Lets node 1 start a checksum round: the reference does so once an hour of its clock, ours
+    /// every few seconds in these tests.
+    fn round(&mut self, cluster: &Cluster) {
+        if !cluster.who.is_ours(1) {
+            self.0 += 1;
+            cluster.shift_clock(1, self.0 * 3601);
+        }
     }
-    let mut cluster = Cluster::new(who);
-    cluster.on(2, || {
-        fs::write("/etc/pve/storage.cfg", b"dir: local\n\tpath /x\n").unwrap()
-    });
-    cluster.same_trees(VISIBLE);
-    let verified = |cluster: &mut Cluster, i| {
-        cluster
-            .log(i)
-            .matches("data verification successful")
-            .count()
-    };
-    let limit = 6 * VERIFY_EVERY;
+}
+
+/// Waits for a further successful round on every node.
+fn verified(cluster: &Cluster, hours: &mut Hours) {
+    const SUCCESS: &str = "data verification successful";
+    let before: Vec<usize> = (1..=3).map(|i| said(cluster, i, SUCCESS)).collect();
+    hours.round(cluster);
     for i in 1..=3 {
         assert!(
-            wait_for(limit, || verified(&mut cluster, i) >= 2),
+            wait_for(SOON, || said(cluster, i, SUCCESS) > before[i - 1]),
             "{}: node {i}: {}",
+            cluster.who.name,
+            cluster.log(i)
+        );
+    }
+}
+
+/// Changes a byte of what a process has in its memory, wherever these bytes are. How often.
+fn damage(pid: i32, bytes: &[u8]) -> usize {
+    let memory = fs::File::options()
+        .read(true)
+        .write(true)
+        .open(format!("/proc/{pid}/mem"))
+        .unwrap();
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+    let mut found = 0;
+    for line in maps.lines().filter(|l| l.contains(" rw-p ")) {
+        let range = line.split_once(' ').unwrap().0.split_once('-').unwrap();
+        let number = |hex| u64::from_str_radix(hex, 16).unwrap();
+        let (start, end) = (number(range.0), number(range.1));
+        let mut content = vec![0; usize::try_from(end - start).unwrap()];
+        // guard pages and the like cannot be read
+        if memory.read_exact_at(&mut content, start).is_err() {
+            continue;
+        }
+        for at in 0..content.len().saturating_sub(bytes.len()) {
+            if content[at..].starts_with(bytes) {
+                memory.write_all_at(b"#", start + at as u64).unwrap();
+                found += 1;
+            }
+        }
+    }
+    found
+}
+
+/// Rounds started by node 1, of either kind, are passed by the others, of either kind. Then a byte
+/// changes in the memory of one node: the round finds it, and that node leaves, comes back and gets
+/// the right content from the others. Last, a database damaged on disk is repaired at the start.
+fn verify_rounds(who: &Assignment) {
+    const CONTENT: &[u8] = b"dir: local\n\tpath /a/path/that/nothing/else/has\n";
+    let mut cluster = Cluster::without_daemons(who);
+    cluster.shifted_clocks = true;
+    cluster.start_all();
+    cluster.wait_online();
+    let mut hours = Hours(0);
+    cluster.on(2, || fs::write("/etc/pve/storage.cfg", CONTENT).unwrap());
+    cluster.same_trees(VISIBLE);
+    verified(&cluster, &mut hours);
+    verified(&cluster, &mut hours);
+    for i in [3, 2] {
+        let pid = cluster.daemon(i).pid();
+        assert!(damage(pid, CONTENT) > 0, "{}: node {i}", who.name);
+        hours.round(&cluster);
+        let limit = Instant::now() + SOON;
+        while said(&cluster, i, "wrong checksum") == 0 {
+            let log = cluster.log(i);
+            assert!(Instant::now() < limit, "{}: node {i}: {log}", who.name);
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let found = Instant::now();
+        // the members do not change when it comes back at once: the log says that it did
+        let back = || {
+            let log = cluster.log(i);
+            log.rsplit_once("wrong checksum")
+                .is_some_and(|(_, later)| later.contains("[dcdb] notice: all data is up to date"))
+        };
+        assert!(
+            wait_for(SOON, back),
+            "{}: node {i} comes back: {}",
             who.name,
             cluster.log(i)
         );
+        report(&format!(
+            "cluster-verify {} mismatch on node {i}: synced again after {:?}",
+            who.name,
+            found.elapsed()
+        ));
+        verified(&cluster, &mut hours);
+        cluster.equal(VISIBLE);
+        let tree = cluster.same_trees(VISIBLE);
+        assert_eq!(tree["storage.cfg"].3, CONTENT, "{}: node {i}", who.name);
+    }
+    for i in [1, 2, 3] {
+        let unexpected = if i == 1 { 0 } else { 1 };
+        let wrong = said(&cluster, i, "wrong checksum");
+        assert_eq!(wrong, unexpected, "{}: node {i}", who.name);
     }
     // node 3 starts with one changed byte at the same version: the index exchange repairs it
     cluster.stop_well(3);
@@ -95,7 +180,7 @@ fn verify_rounds(who: &Assignment) {
     cluster.wait_online();
     cluster.equal(VISIBLE);
     let tree = cluster.same_trees(VISIBLE);
-    assert_eq!(tree["storage.cfg"].3, b"dir: local\n\tpath /x\n");
+    assert_eq!(tree["storage.cfg"].3, CONTENT);
     cluster.finish();
 }
 

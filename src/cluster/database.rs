@@ -3,25 +3,44 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
+use super::Observers;
 use super::chores::Chores;
 use super::differences::differences;
 use super::group::Surroundings;
-use super::inbox::Inbox;
-use super::{Command, Observers};
 use crate::dcdb::{self, Dcdb, SyncCommit, TreeHost, Write};
-use crate::dfsm::{Refusal, Ticket};
+use crate::dfsm::{Busy, Ticket};
 use crate::memdb::{Change, Effects, Error, Op, Stamp, Tree};
 use crate::replica::local::Relevant;
 use crate::replica::{Announcer, Applied, Done, SharedTree};
 use crate::status::Status;
 use crate::store::StoreHandle;
 
+/// More content than this does not wait for the disk: the node leaves the group until it has caught
+/// up. The whole file system is meant to hold half of it.
+const BACKLOG: usize = 256 << 20;
+/// What a change without content counts for.
+const CHANGE_BYTES: usize = 512;
+
+/// A change that waits for the disk.
+struct Waiting {
+    backlog: Arc<AtomicUsize>,
+    bytes: usize,
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.backlog.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
 /// The shared tree. Only the core changes it.
 pub(super) struct Host {
     tree: SharedTree,
+    status: Arc<Status>,
     observers: Observers,
     /// What became different by the last replacement; taken by [`Database`].
     differences: Arc<Mutex<Vec<Change>>>,
@@ -45,7 +64,7 @@ impl TreeHost for Host {
         Ok(change)
     }
 
-    fn replace(&mut self, tree: Tree) -> Tree {
+    fn replace(&mut self, tree: Tree) {
         let changes = differences(&self.tree.read(), &tree);
         let mut shared = self.tree.write();
         let old = std::mem::replace(&mut *shared, tree);
@@ -53,8 +72,12 @@ impl TreeHost for Host {
             changes.iter().for_each(|change| observer.applied(change));
         }
         drop(shared);
+        drop(old);
         self.differences.lock().extend(changes);
-        old
+    }
+
+    fn node_name(&self, nodeid: u32) -> Option<String> {
+        self.status.node_name(nodeid)
     }
 }
 
@@ -72,7 +95,6 @@ pub(super) struct DatabaseParts {
     pub relevant: Relevant,
     pub status: Arc<Status>,
     pub chores: Chores,
-    pub core: Arc<Inbox<Command>>,
 }
 
 /// Carries out what [`Dcdb`] asks for.
@@ -81,15 +103,22 @@ pub(super) struct Database {
     waiting: HashMap<Ticket, Done>,
     last_ticket: Ticket,
     fresh: Option<Fresh>,
+    /// Bytes given to the store and not written yet.
+    backlog: Arc<AtomicUsize>,
+    /// Last answer of [`Database::is_writable`].
+    writable: bool,
     differences: Arc<Mutex<Vec<Change>>>,
 }
 
 impl Database {
     /// The database around its tree, and where that lives.
     pub fn new(parts: DatabaseParts, observers: Observers) -> (Database, Host) {
+        // The node leaves the group then, and comes back when all is written.
+        parts.store.be_impatient();
         let differences = Arc::new(Mutex::new(Vec::new()));
         let host = Host {
             tree: parts.tree.clone(),
+            status: parts.status.clone(),
             observers,
             differences: differences.clone(),
         };
@@ -98,6 +127,8 @@ impl Database {
             waiting: HashMap::new(),
             last_ticket: 0,
             fresh: None,
+            backlog: Arc::default(),
+            writable: true,
             differences,
         };
         (database, host)
@@ -117,19 +148,30 @@ impl Database {
         }
     }
 
-    fn store_sync(&mut self, number: u64, sync: SyncCommit) {
-        let core = self.parts.core.clone();
+    fn store_sync(&mut self, sync: SyncCommit) {
         let SyncCommit { delete, put, root } = sync;
-        let told = move |stored: Result<(), Error>| {
-            // An error says that it takes long. The store goes on trying, in order; until then the
-            // machine keeps the old tree, which nobody asks for.
-            if stored.is_ok() {
-                drop(core.push(Command::Stored(dcdb::Event::Stored(number))));
-            }
-        };
-        self.parts
-            .store
-            .enqueue_sync(delete, put, root, Box::new(told));
+        // An error says that it takes long. The store goes on trying, in order.
+        let told = Box::new(|_| ());
+        self.parts.store.enqueue_sync(delete, put, root, told);
+    }
+
+    /// Bytes that wait for the disk, content only.
+    fn count(&self, change: &Change) -> Waiting {
+        let data = change.put.as_ref().and_then(|row| row.data.as_ref());
+        let bytes = CHANGE_BYTES + data.map_or(0, |data| data.len());
+        self.backlog.fetch_add(bytes, Ordering::Relaxed);
+        Waiting {
+            backlog: self.backlog.clone(),
+            bytes,
+        }
+    }
+
+    /// Can the disk be written, and does it keep up? What was too much has to be gone.
+    pub fn is_writable(&mut self) -> bool {
+        let limit = if self.writable { BACKLOG } else { 0 };
+        self.writable = !self.parts.store.errors().load(Ordering::Acquire)
+            && self.backlog.load(Ordering::Relaxed) <= limit;
+        self.writable
     }
 
     /// The answer to the change, if any, is known now.
@@ -139,18 +181,22 @@ impl Database {
         };
         let announcer = self.parts.announcer.clone();
         let relevant = (self.parts.relevant)(&change.effects);
+        let waiting = self.count(&change);
         match done {
             Some((done, applied)) => {
                 let copy = Box::new(change.clone());
                 change.effects = Effects::default();
-                let told = move |stored: Result<(), Error>| match stored {
-                    Ok(()) => answer(applied, copy, relevant, &announcer, done),
-                    // Refused, but memory and the other nodes have it.
-                    Err(err) => {
-                        let effects = copy.effects.clone();
-                        announcer.forget(copy);
-                        announcer.announce(effects);
-                        done(Err(err));
+                let told = move |stored: Result<(), Error>| {
+                    drop(waiting);
+                    match stored {
+                        Ok(()) => answer(applied, copy, relevant, &announcer, done),
+                        // Refused, but memory and the other nodes have it.
+                        Err(err) => {
+                            let effects = copy.effects.clone();
+                            announcer.forget(copy);
+                            announcer.announce(effects);
+                            done(Err(err));
+                        }
                     }
                 };
                 self.parts.store.enqueue(change, Box::new(told));
@@ -159,6 +205,7 @@ impl Database {
                 announcer.forget(Box::new(change.clone()));
                 let effects = std::mem::take(&mut change.effects);
                 let told = move |_: Result<(), Error>| {
+                    drop(waiting);
                     if relevant {
                         announcer.announce(effects);
                     }
@@ -203,34 +250,31 @@ fn answer(
 impl Surroundings<Dcdb<Host>> for Database {
     fn act(&mut self, action: dcdb::Action) {
         match action {
-            dcdb::Action::Store { number, write } => {
+            dcdb::Action::Store(write) => {
                 self.store_fresh();
                 match *write {
                     Write::Change(change) => {
                         self.fresh = Some(Fresh { change, done: None });
                     }
-                    Write::Sync(sync) => self.store_sync(number, sync),
+                    Write::Sync(sync) => self.store_sync(sync),
                 }
             }
             dcdb::Action::Replaced => {
                 self.store_fresh();
                 self.replaced();
             }
-            // The answer to a failure, of which the store tells none.
-            dcdb::Action::ResumeStore => {}
             dcdb::Action::ExportCorosyncConf { notify } => self.parts.chores.export(notify),
         }
     }
 
-    fn reply(&mut self, ticket: Ticket, result: Result<Result<Applied, Error>, Refusal>) {
+    fn reply(&mut self, ticket: Ticket, result: Result<Result<Applied, Error>, Busy>) {
         let Some(done) = self.waiting.remove(&ticket) else {
             return;
         };
         let applied = match result {
             Ok(Ok(applied)) => applied,
             Ok(Err(err)) => return done(Err(err)),
-            Err(Refusal::Busy) => return done(Err(Error::Busy)),
-            Err(Refusal::Failed) => return done(Err(Error::Io)),
+            Err(Busy) => return done(Err(Error::Busy)),
         };
         match &mut self.fresh {
             Some(fresh) if fresh.done.is_none() && fresh.change.inode == applied.inode => {

@@ -16,7 +16,7 @@ use super::logs::log;
 use super::{Command, GroupName, Overview};
 use crate::corosync::quorum::Quorum;
 use crate::dcdb::{self, Dcdb};
-use crate::dfsm::{Application, Event, Level, Now, Refusal, Ticket};
+use crate::dfsm::{Application, Busy, Event, Level, Now, Ticket};
 use crate::kvstore::{self, Kvstore};
 use crate::replica::Announcer;
 use crate::replica::local::Clock;
@@ -38,7 +38,7 @@ impl Surroundings<Kvstore> for NodeStatus {
     }
 
     /// Nobody waits for the result of a status message.
-    fn reply(&mut self, _ticket: Ticket, _result: Result<(), Refusal>) {}
+    fn reply(&mut self, _ticket: Ticket, _result: Result<(), Busy>) {}
 }
 
 /// State of the thread.
@@ -53,6 +53,8 @@ pub(super) struct Core {
     pub clock: Clock,
     pub started: Instant,
     pub stop_at: Option<Duration>,
+    /// What dcdb was told of the disk.
+    pub writable: bool,
     /// For whoever wants to know.
     pub overview: Arc<Mutex<Overview>>,
 }
@@ -88,6 +90,7 @@ impl Core {
                 self.dcdb.handle(now, Event::Tick);
                 self.kvstore.handle(now, Event::Tick);
             }
+            self.watch_disk(now);
             self.send(now);
             self.show();
             let [commanded, quorum, dcdb, kvstore] = wait(
@@ -144,6 +147,14 @@ impl Core {
         }
     }
 
+    fn watch_disk(&mut self, now: Now) {
+        let writable = self.dcdb.surroundings.is_writable();
+        if std::mem::replace(&mut self.writable, writable) != writable {
+            let event = Event::App(dcdb::Event::Writable(writable));
+            self.dcdb.handle(now, event);
+        }
+    }
+
     fn send(&mut self, now: Now) {
         if self.dcdb.wants_room() {
             self.dcdb.handle(now, Event::Room);
@@ -180,7 +191,6 @@ impl Core {
                     },
                 );
             }
-            Command::Stored(event) => self.dcdb.handle(now, Event::App(event)),
             Command::Opened {
                 group: GroupName::Dcdb,
                 generation,
@@ -210,6 +220,8 @@ impl Core {
                 self.dispatch_quorum(now);
             }
             Command::Verify => self.dcdb.handle(now, Event::Verify),
+            // Whoever asked may have given up.
+            Command::Ping(answer) => drop(answer.try_send(())),
             Command::Stop => {
                 self.stop_at = Some(now.mono + STOP_LIMIT);
                 self.dcdb.handle(now, Event::Stop);

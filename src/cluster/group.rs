@@ -10,7 +10,7 @@ use super::logs::log;
 use crate::corosync::Error;
 use crate::corosync::cpg::{Cpg, Event as CpgEvent, Member};
 use crate::dfsm::{
-    Action, ActionOf, Application, Event, EventOf, Level, Machine, MemberId, Now, Refusal, Ticket,
+    Action, ActionOf, Application, Busy, Event, EventOf, Level, Machine, MemberId, Now, Ticket,
 };
 
 /// Own messages that corosync has been given and not yet delivered. More would gain nothing, and
@@ -36,7 +36,7 @@ pub(super) trait Channel: Send {
 /// What carries out the actions of an application.
 pub(super) trait Surroundings<A: Application> {
     fn act(&mut self, action: A::Action);
-    fn reply(&mut self, ticket: Ticket, result: Result<A::Reply, Refusal>);
+    fn reply(&mut self, ticket: Ticket, result: Result<A::Reply, Busy>);
     /// All actions of one event were given.
     fn finish(&mut self) {}
 }
@@ -138,11 +138,6 @@ impl<A: Application, S: Surroundings<A>> Group<A, S> {
             pid,
             requests,
         }
-    }
-
-    #[cfg(test)]
-    pub fn machine(&self) -> &Machine<A> {
-        &self.machine
     }
 
     /// Brings `view` up to date.

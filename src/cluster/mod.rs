@@ -28,6 +28,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::mpsc::SyncSender;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -35,7 +36,7 @@ use parking_lot::Mutex;
 
 use crate::corosync::STACK_SIZE;
 use crate::corosync::quorum::Quorum;
-use crate::dcdb::{self, Dcdb};
+use crate::dcdb::Dcdb;
 use crate::dfsm::{Config, Machine, MemberId, Mode};
 use crate::ipc::service::StatusReplica;
 use crate::kvstore::{self, Kvstore};
@@ -95,8 +96,6 @@ enum Command {
     Submit(Op, Done),
     /// A local change of the status is to be sent.
     Kvstore(kvstore::Request),
-    /// What became of a write.
-    Stored(dcdb::Event),
     /// A group was joined (or not).
     Opened {
         group: GroupName,
@@ -112,6 +111,8 @@ enum Command {
     Quorum(Quorum),
     /// Start a checksum round.
     Verify,
+    /// Somebody wants to know whether the core lives.
+    Ping(SyncSender<()>),
     Stop,
 }
 
@@ -173,6 +174,13 @@ impl ClusterReplica {
     /// From now on every change is refused with EACCES (shutdown).
     pub fn close(&self) {
         self.closed.store(true, SeqCst);
+    }
+
+    /// Does the core take and answer a question within `limit`?
+    pub fn answers(&self, limit: Duration) -> bool {
+        let (ask, answer) = std::sync::mpsc::sync_channel(1);
+        self.push(Command::Ping(ask));
+        answer.recv_timeout(limit).is_ok()
     }
 
     fn push(&self, command: Command) {
@@ -260,7 +268,6 @@ impl Prepared {
                 relevant: parts.relevant,
                 status: parts.status.clone(),
                 chores,
-                core: inbox.clone(),
             },
             replica.observers.clone(),
         );
@@ -296,6 +303,7 @@ impl Prepared {
             clock: parts.clock,
             started: Instant::now(),
             stop_at: None,
+            writable: true,
             overview: replica.overview.clone(),
         };
         let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {

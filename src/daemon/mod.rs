@@ -11,6 +11,7 @@ pub mod process;
 pub mod replication;
 pub mod run;
 pub mod signals;
+pub mod watchdog;
 
 pub use config::Config;
 pub use run::run;

@@ -12,6 +12,7 @@ use super::dots::StatusDots;
 use super::files::unix_time;
 use super::replication::{Common, HOST_COROSYNC_CONF, Replication};
 use super::run::Prepared;
+use super::watchdog::Pulse;
 use super::{StartError, signals};
 use crate::fs::{Inodes, Served, Tuning, View, ViewConfig};
 use crate::ipc::server::{Server, ServerHandle};
@@ -37,6 +38,7 @@ pub struct Node {
     announcer: Arc<Announcer>,
     store: StoreHandle,
     rrd: RrdHandle,
+    pulse: Pulse,
     /// Released last.
     _lock: super::files::Lock,
 }
@@ -118,6 +120,7 @@ impl Node {
         };
         let replication = replication.start().map_err(given_up)?;
         let peers = replication.peers();
+        let pulse = Pulse::new(tree.clone(), replication.core());
         let ipc = match serve_ipc(config, www_gid, tree, status, peers, &announcer, clock) {
             Ok(ipc) => ipc,
             Err(err) => {
@@ -134,8 +137,14 @@ impl Node {
             announcer,
             store,
             rrd,
+            pulse,
             _lock: lock,
         })
+    }
+
+    /// Whether the core answers.
+    pub fn pulse(&self) -> Pulse {
+        self.pulse.clone()
     }
 
     /// Logs how many requests of each kind the kernel has sent: whether its caches work.

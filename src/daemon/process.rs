@@ -25,7 +25,7 @@ const READY: u8 = b'1';
 const END_TRIES: u32 = 500;
 const END_PAUSE: Duration = Duration::from_millis(10);
 
-/// The child's duty to report.
+/// The duty to report: to the parent, if there is one, and to systemd.
 #[derive(Debug)]
 pub struct Ready(Option<OwnedFd>);
 
@@ -35,8 +35,14 @@ impl Ready {
         Ready(None)
     }
 
-    /// Tells the parent, and leaves the terminal. Also tells systemd, if it asked for that.
+    /// Tells systemd, if it asked for that, and the parent, and leaves the terminal.
     pub fn signal(self) -> io::Result<()> {
+        // First: the process that systemd started is about to end. Without NOTIFY_SOCKET this does
+        // nothing; a lost message is systemd's to notice.
+        let _ = sd_notify::notify(&[
+            sd_notify::NotifyState::MainPid(std::process::id()),
+            sd_notify::NotifyState::Ready,
+        ]);
         if let Some(pipe) = self.0 {
             logging::leave_stderr();
             let null = OpenOptions::new()
@@ -47,10 +53,13 @@ impl Ready {
             rustix::stdio::dup2_stderr(&null)?;
             std::fs::File::from(pipe).write_all(&[READY])?;
         }
-        // Without NOTIFY_SOCKET this does nothing; a lost message is systemd's to notice.
-        let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
         Ok(())
     }
+}
+
+/// Does systemd wait for a message from this process or its children?
+pub fn under_systemd() -> bool {
+    std::env::var_os("NOTIFY_SOCKET").is_some()
 }
 
 /// Forks. Returns in the child; the parent waits for it, writes the pid file and ends.

@@ -85,7 +85,8 @@ impl Replication {
             })
     }
 
-    fn of_cluster(&self) -> Option<Arc<ClusterReplica>> {
+    /// What runs the cluster; `None` for a node that is alone.
+    pub fn core(&self) -> Option<Arc<ClusterReplica>> {
         match self {
             Replication::Local(_) => None,
             Replication::Prepared(prepared) => Some(prepared.replica()),
@@ -104,7 +105,7 @@ impl Replication {
 
     /// Takes what clients change in the status.
     pub fn peers(&self) -> Arc<dyn StatusReplica> {
-        match self.of_cluster() {
+        match self.core() {
             Some(replica) => replica,
             None => Arc::new(NoPeers),
         }

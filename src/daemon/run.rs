@@ -7,9 +7,9 @@ use std::time::Duration;
 use super::config::{Config, Parsed};
 use super::files::{self, Lock};
 use super::node::Node;
-use super::process::{Ready, daemonize};
+use super::process::{self, Ready, daemonize};
 use super::signals::Terminator;
-use super::{StartError, address, config, logging};
+use super::{StartError, address, config, logging, watchdog};
 
 /// Exit code of every failed start.
 const FAILED: i32 = 255;
@@ -36,6 +36,10 @@ where
         }
     };
     logging::init(config.debug);
+    if process::under_systemd() && logging::syslog_listens() {
+        // Both would end in the journal, every line twice.
+        logging::leave_stderr();
+    }
     let prepared = match prepare(&config) {
         Ok(prepared) => prepared,
         Err(Failure { error, locked }) => {
@@ -124,7 +128,7 @@ fn serve(config: &Config, prepared: Prepared) -> Result<(), StartError> {
         daemonize(&config.pid_file)?
     };
     let terminator = Terminator::install().map_err(StartError::Signals)?;
-    let www_gid = prepared.www_gid;
+    let (www_gid, first_pid) = (prepared.www_gid, prepared.first_pid);
     if config.foreground {
         // Before anybody can reach the service: with the service there is a pid to be found.
         if let Err(err) = files::write_pid_file(&config.pid_file, std::process::id()) {
@@ -140,6 +144,7 @@ fn serve(config: &Config, prepared: Prepared) -> Result<(), StartError> {
         node.stop();
         return Err(StartError::Pipe(err));
     }
+    watchdog::start(node.pulse(), first_pid);
     terminator
         .wait(|| node.report())
         .map_err(StartError::Signals)?;

@@ -18,8 +18,13 @@ pub trait TreeHost {
     /// Those of [`Tree::apply`].
     fn apply(&mut self, op: &Op, stamp: Stamp, now: u32) -> Result<Change, Error>;
 
-    /// Puts another tree in its place after a synchronisation; gives the old one back.
-    fn replace(&mut self, tree: Tree) -> Tree;
+    /// Puts another tree in its place after a synchronisation.
+    fn replace(&mut self, tree: Tree);
+
+    /// Name of a node, for the log.
+    fn node_name(&self, _nodeid: u32) -> Option<String> {
+        None
+    }
 }
 
 impl TreeHost for Tree {
@@ -35,7 +40,7 @@ impl TreeHost for Tree {
         Tree::apply(self, op, stamp, now)
     }
 
-    fn replace(&mut self, tree: Tree) -> Tree {
-        std::mem::replace(self, tree)
+    fn replace(&mut self, tree: Tree) {
+        *self = tree;
     }
 }

@@ -1,14 +1,10 @@
 //! The replicated database: the tree as an application of [`dfsm`](crate::dfsm), group
 //! `pve_dcdb_v1` (spec: `docs/protocol/cluster-sync.md` 1).
 //!
-//! Changes go to memory at delivery and, as [`Action::Store`], to disk in the same order. A driver
-//! numbers nothing itself: it hands every [`Write`] to the store in order, and tells back
-//!
-//! * [`Event::Stored`] with the number of the last write that is durable;
-//! * [`Event::StoreFailed`] with the number of a write that failed. The store then discards this
-//!   write and every later one until it meets [`Action::ResumeStore`] in the stream. The failure of
-//!   a [`Write::Sync`] is answered with that action: memory goes back to what is on disk and the
-//!   node synchronises again. The failure of a [`Write::Change`] is permanent.
+//! Changes go to memory at delivery and, as [`Action::Store`], to disk in the same order. A disk that
+//! cannot be written ([`Event::Writable`]) takes nothing back: the store keeps what it was given and
+//! tries again. Until it succeeds the node is no member of the group, so that no more than that piles
+//! up, its callers get EIO, and the others do not count on it. Then it joins and synchronises again.
 #![forbid(unsafe_code)]
 
 use std::collections::VecDeque;
@@ -44,15 +40,13 @@ pub enum Write {
 /// What the surroundings have to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
-    /// Store this, in order. Numbers grow by one.
-    Store { number: u64, write: Box<Write> },
+    /// Store this, in order.
+    Store(Box<Write>),
     /// The whole tree was replaced: everything kept about it is old (change counters, guest list).
     Replaced,
     /// Look whether the host's corosync.conf has to be rewritten, and with `notify` tell corosync
     /// to read it, at least a second later. Never inline: it waits.
     ExportCorosyncConf { notify: bool },
-    /// The store may go on after a failure.
-    ResumeStore,
 }
 
 /// What the surroundings tell.
@@ -60,10 +54,8 @@ pub enum Action {
 pub enum Event {
     /// This node is (not) quorate.
     Quorate(bool),
-    /// Everything up to this number is durable.
-    Stored(u64),
-    /// This write failed, and nothing after it is stored.
-    StoreFailed(u64),
+    /// The disk can (not) be written. True only once everything it was given is durable.
+    Writable(bool),
 }
 
 /// The tree, replicated.
@@ -71,12 +63,8 @@ pub enum Event {
 pub struct Dcdb<H: TreeHost> {
     host: H,
     quorate: bool,
-    /// The database failed; memory and disk differ until restart.
-    failed: bool,
-    /// Number of the last write.
-    stored: u64,
-    /// Trees before synchronisations that are not durable yet, with the number of that write.
-    before_sync: VecDeque<(u64, Tree)>,
+    /// The disk can be written; if not, memory is ahead of it.
+    writable: bool,
     /// Follower: index of the leader, and what it sent so far.
     master: Option<Index>,
     updates: Vec<Update>,
@@ -90,9 +78,7 @@ impl<H: TreeHost> Dcdb<H> {
         Dcdb {
             host,
             quorate: false,
-            failed: false,
-            stored: 0,
-            before_sync: VecDeque::new(),
+            writable: true,
             master: None,
             updates: Vec::new(),
             outgoing: VecDeque::new(),
@@ -109,14 +95,6 @@ impl<H: TreeHost> Dcdb<H> {
         self.quorate
     }
 
-    fn store(&mut self, write: Write, ctx: &mut Ctx<Action>) {
-        self.stored += 1;
-        ctx.act(Action::Store {
-            number: self.stored,
-            write: Box::new(write),
-        });
-    }
-
     fn apply(
         &mut self,
         op: &Op,
@@ -130,7 +108,7 @@ impl<H: TreeHost> Dcdb<H> {
         };
         let change = self.host.apply(op, stamp, ctx.now)?;
         let inode = change.inode;
-        self.store(Write::Change(change), ctx);
+        ctx.act(Action::Store(Box::new(Write::Change(change))));
         if writes_corosync_conf(op) {
             ctx.act(Action::ExportCorosyncConf {
                 notify: from == ctx.own,
@@ -165,26 +143,25 @@ impl<H: TreeHost> Dcdb<H> {
         }
     }
 
-    fn store_failed(&mut self, number: u64, ctx: &mut Ctx<Action>) -> Consequence {
-        let Some(at) = self
-            .before_sync
-            .iter()
-            .position(|(sync, _)| *sync == number)
-        else {
-            self.failed = true;
-            return Consequence::Fail;
-        };
-        self.before_sync.truncate(at + 1);
-        if let Some((_, tree)) = self.before_sync.pop_back() {
-            self.host.replace(tree);
+    fn set_writable(&mut self, writable: bool, ctx: &mut Ctx<Action>) -> Consequence {
+        let was = std::mem::replace(&mut self.writable, writable);
+        match (was, writable) {
+            (true, false) => {
+                ctx.log(
+                    Level::Critical,
+                    "the database cannot be written - out of the group until it can",
+                );
+                Consequence::Leave
+            }
+            (false, true) => {
+                ctx.log(
+                    Level::Notice,
+                    "the database can be written again - back to the group",
+                );
+                Consequence::None
+            }
+            _ => Consequence::None,
         }
-        ctx.log(
-            Level::Critical,
-            "storing the synchronised database failed - trying again",
-        );
-        ctx.act(Action::ResumeStore);
-        ctx.act(Action::Replaced);
-        Consequence::Leave
     }
 }
 
@@ -241,11 +218,19 @@ impl<H: TreeHost> Application for Dcdb<H> {
     fn admit(&self, _request: &Op) -> Result<(), Self::Reply> {
         if !self.quorate {
             Err(Err(Error::Access))
-        } else if self.failed {
+        } else if !self.writable {
             Err(Err(Error::Io))
         } else {
             Ok(())
         }
+    }
+
+    fn may_join(&self) -> bool {
+        self.writable
+    }
+
+    fn node_name(&self, nodeid: u32) -> Option<String> {
+        self.host.node_name(nodeid)
     }
 
     fn may_acknowledge(&self) -> bool {
@@ -272,9 +257,6 @@ impl<H: TreeHost> Application for Dcdb<H> {
     }
 
     fn deliver(&mut self, delivery: Delivery<'_>, ctx: &mut Ctx<Action>) -> Verdict<Self::Reply> {
-        if self.failed {
-            return Verdict::Fail;
-        }
         if !self.quorate {
             ctx.log(
                 Level::Critical,
@@ -401,9 +383,8 @@ impl<H: TreeHost> Application for Dcdb<H> {
         for note in notes {
             ctx.log(Level::Warning, note.to_string());
         }
-        let old = self.host.replace(tree);
-        self.store(Write::Sync(commit), ctx);
-        self.before_sync.push_back((self.stored, old));
+        self.host.replace(tree);
+        ctx.act(Action::Store(Box::new(Write::Sync(commit))));
         ctx.act(Action::Replaced);
         ctx.act(Action::ExportCorosyncConf { notify: false });
         true
@@ -423,18 +404,11 @@ impl<H: TreeHost> Application for Dcdb<H> {
 
     fn event(&mut self, event: Event, ctx: &mut Ctx<Action>) -> Consequence {
         match event {
-            Event::Quorate(quorate) => self.quorate = quorate,
-            Event::Stored(number) => {
-                while self
-                    .before_sync
-                    .front()
-                    .is_some_and(|(sync, _)| *sync <= number)
-                {
-                    self.before_sync.pop_front();
-                }
+            Event::Quorate(quorate) => {
+                self.quorate = quorate;
+                Consequence::None
             }
-            Event::StoreFailed(number) => return self.store_failed(number, ctx),
+            Event::Writable(writable) => self.set_writable(writable, ctx),
         }
-        Consequence::None
     }
 }

@@ -27,8 +27,6 @@ pub enum Verdict<P> {
     Applied(P),
     /// It must not be applied here: leave the group and synchronise again.
     Leave,
-    /// The application is broken: permanent error.
-    Fail,
 }
 
 /// What an event of the application means for the group.
@@ -38,8 +36,6 @@ pub enum Consequence {
     None,
     /// Leave the group and synchronise again.
     Leave,
-    /// Permanent error.
-    Fail,
 }
 
 /// How a synchronisation goes on once all states are there.
@@ -132,6 +128,16 @@ pub trait Application {
     /// May this request be taken in now? Asked when it comes and whenever something changed while
     /// it is held back. An error is the caller's answer.
     fn admit(&self, request: &Self::Request) -> Result<(), Self::Reply>;
+
+    /// May this node be a member? Asked before each attempt to join.
+    fn may_join(&self) -> bool {
+        true
+    }
+
+    /// Name of a node, for the log.
+    fn node_name(&self, _nodeid: u32) -> Option<String> {
+        None
+    }
 
     /// May a caller be told that something is done? Not if another part of the cluster goes on
     /// without this one.

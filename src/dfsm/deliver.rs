@@ -91,7 +91,7 @@ impl<A: Application> Machine<A> {
                     self.msg_queue.insert(message);
                 }
             }
-            Mode::Leave | Mode::VersionError | Mode::Error => {}
+            Mode::Leave | Mode::VersionError => {}
         }
     }
 
@@ -110,7 +110,6 @@ impl<A: Application> Machine<A> {
                 }
             }
             Verdict::Leave => self.leave(),
-            Verdict::Fail => self.set_mode(Mode::Error),
         }
     }
 
@@ -224,6 +223,7 @@ impl<A: Application> Machine<A> {
         for (member, synced) in self.members.iter_mut().zip(synced) {
             member.synced = *synced;
         }
+        self.leader = leader;
         if let Some(leader) = leader {
             let synced: Vec<MemberId> = self
                 .members
@@ -236,7 +236,7 @@ impl<A: Application> Machine<A> {
         }
         if leader == Some(self.own) {
             self.log(Level::Notice, "start sending inode updates");
-            self.bulk = true;
+            self.bulk = Some(0);
             self.send_bulk();
         }
         if self.members.iter().any(|m| m.id == self.own && m.synced) {

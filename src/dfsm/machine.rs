@@ -6,33 +6,21 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use super::app::{Consequence, Effect};
+use super::link::Link;
 use super::queue::{CountQueue, Queued};
 use super::requests::{Applied, Held, Pending};
 use super::{
-    Action, ActionOf, Application, Ctx, Epoch, Event, EventOf, Level, MemberId, Mode, Now, Refusal,
-    wire,
+    Action, ActionOf, Application, Ctx, Epoch, Event, EventOf, Level, MemberId, Mode, Now, wire,
 };
 
-/// How often the members that hold everybody up are named.
-const MISSING_EVERY: Duration = Duration::from_secs(5);
-/// A leave that corosync does not deliver by then is taken for done.
-const LEAVE_LIMIT: Duration = Duration::from_secs(2);
-/// After this long in SYNCED the next restart is immediate again.
-const CALM: Duration = Duration::from_secs(10);
 /// Members that are behind hold requests back no longer than this: their leader may be an old node
 /// that never says they are done.
 const SETTLE_LIMIT: Duration = Duration::from_secs(10);
-/// First and longest pause between two attempts to come back.
-const PAUSE_FIRST: Duration = Duration::from_millis(250);
-const PAUSE_LAST: Duration = Duration::from_secs(5);
-/// Pause while there is no connection: asking costs next to nothing, and corosync's return is to be
-/// noticed at once.
-const PAUSE_OUTAGE: Duration = Duration::from_millis(500);
 
 /// What can be set.
 #[derive(Debug, Clone, Copy)]
 pub struct Config {
-    /// A request without result by then is refused with [`Refusal::Busy`] (`--write-timeout`).
+    /// A request without result by then is refused with [`Busy`] (`--write-timeout`).
     pub write_timeout: Duration,
     /// Time between two checksum rounds; `None`: only on [`Event::Verify`].
     pub verify_every: Option<Duration>,
@@ -54,21 +42,6 @@ impl Default for Config {
             hold_back: true,
         }
     }
-}
-
-/// Where the CPG handle stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Link {
-    /// None; the next attempt is due then.
-    Down { retry_at: Duration },
-    /// Asked for; the answer is outstanding.
-    Connecting,
-    /// Joined.
-    Up,
-    /// `cpg_leave` was asked for; its confchg is expected until then.
-    Leaving { until: Duration },
-    /// For good.
-    Closed,
 }
 
 /// A member and its part in the synchronisation.
@@ -103,6 +76,8 @@ pub struct Machine<A: Application> {
     /// Sorted; empty while there is no membership.
     pub(super) members: Vec<Member>,
     pub(super) lowest: u32,
+    /// Of the last synchronisation.
+    pub(super) leader: Option<MemberId>,
     pub(super) msg_queue: CountQueue,
     pub(super) sync_queue: VecDeque<Queued>,
     /// Count of the last NORMAL message sent.
@@ -112,18 +87,18 @@ pub struct Machine<A: Application> {
     pub(super) applied: VecDeque<Applied<A::Reply>>,
     pub(super) held: VecDeque<Held<A::Request>>,
     pub(super) checksum: Checksum,
-    /// Updates of the current epoch are still to be sent.
-    pub(super) bulk: bool,
+    /// Updates of the current epoch are still to be sent; so many were.
+    pub(super) bulk: Option<usize>,
     pub(super) out: Vec<ActionOf<A>>,
     /// Connecting failed and has not worked since.
-    outage: bool,
-    stopping: bool,
+    pub(super) outage: bool,
+    pub(super) stopping: bool,
     /// Attempts since the last calm.
-    attempts: u32,
-    synced_since: Option<Duration>,
-    waiting_since: Duration,
-    missing_at: Duration,
-    verify_at: Option<Duration>,
+    pub(super) attempts: u32,
+    pub(super) synced_since: Option<Duration>,
+    pub(super) waiting_since: Duration,
+    pub(super) missing_at: Duration,
+    pub(super) verify_at: Option<Duration>,
 }
 
 impl<A: Application> Machine<A> {
@@ -142,6 +117,7 @@ impl<A: Application> Machine<A> {
             epoch: Epoch::default(),
             members: Vec::new(),
             lowest: 0,
+            leader: None,
             msg_queue: CountQueue::default(),
             sync_queue: VecDeque::new(),
             sent: 0,
@@ -149,7 +125,7 @@ impl<A: Application> Machine<A> {
             applied: VecDeque::new(),
             held: VecDeque::new(),
             checksum: Checksum::default(),
-            bulk: false,
+            bulk: None,
             out: Vec::new(),
             outage: false,
             stopping: false,
@@ -203,7 +179,7 @@ impl<A: Application> Machine<A> {
 
     /// True while the leader has updates left: give [`Event::Room`] when the send queue is short.
     pub fn has_bulk(&self) -> bool {
-        self.bulk
+        self.bulk.is_some()
     }
 
     /// Takes one event; appends what is to be done to `out`.
@@ -226,117 +202,6 @@ impl<A: Application> Machine<A> {
         out.append(&mut self.out);
     }
 
-    // --- connection ---------------------------------------------------------------------------
-
-    fn connected(&mut self, own: MemberId) {
-        if self.stopping || self.mode.is_permanent() {
-            self.link = Link::Closed;
-            self.out.push(Action::Close);
-            return;
-        }
-        self.own = own;
-        self.outage = false;
-        self.link = Link::Up;
-        self.reset();
-        self.waiting_since = self.now.mono;
-        self.missing_at = self.now.mono + MISSING_EVERY;
-    }
-
-    fn disconnected(&mut self) {
-        self.refuse_pending(Refusal::Busy);
-        self.refuse_held(Refusal::Busy);
-        if self.stopping || self.mode.is_permanent() {
-            self.link = Link::Closed;
-            return;
-        }
-        self.outage = true;
-        self.link = Link::Down {
-            retry_at: self.now.mono + PAUSE_OUTAGE,
-        };
-        self.reset();
-    }
-
-    /// Back to the state before the first membership. Message counts and epoch counter go on.
-    fn reset(&mut self) {
-        self.refuse_pending(Refusal::Busy);
-        self.forget_sync();
-        self.sync_queue.clear();
-        self.msg_queue.take();
-        self.members.clear();
-        self.set_mode(Mode::Start);
-    }
-
-    fn restart(&mut self) {
-        self.reset();
-        self.link = Link::Connecting;
-        self.out.push(Action::Restart);
-    }
-
-    /// The own leave is done (or will never be delivered).
-    pub(super) fn left(&mut self) {
-        if self.stopping || self.mode.is_permanent() {
-            self.link = Link::Closed;
-            self.out.push(Action::Close);
-            return;
-        }
-        if self
-            .synced_since
-            .is_some_and(|since| self.now.mono >= since + CALM)
-        {
-            self.attempts = 0;
-        }
-        self.synced_since = None;
-        if self.attempts == 0 {
-            self.attempts = 1;
-            self.restart();
-        } else {
-            self.link = Link::Down {
-                retry_at: self.now.mono + self.pause(),
-            };
-        }
-    }
-
-    /// Pause before the next attempt; doubles each time.
-    fn pause(&mut self) -> Duration {
-        let pause = PAUSE_FIRST * (1u32 << self.attempts.min(8));
-        self.attempts += 1;
-        pause.min(PAUSE_LAST)
-    }
-
-    fn stop(&mut self) {
-        self.stopping = true;
-        self.refuse_pending(Refusal::Busy);
-        self.refuse_held(Refusal::Busy);
-        match self.link {
-            Link::Up => self.start_leaving(),
-            Link::Leaving { .. } | Link::Closed => {}
-            Link::Down { .. } | Link::Connecting => {
-                self.link = Link::Closed;
-                self.out.push(Action::Close);
-            }
-        }
-    }
-
-    fn start_leaving(&mut self) {
-        if self.link == Link::Up {
-            self.link = Link::Leaving {
-                until: self.now.mono + LEAVE_LIMIT,
-            };
-            self.out.push(Action::Leave);
-        }
-    }
-
-    /// Why a new request cannot even wait.
-    pub(super) fn closed_to_requests(&self) -> Option<Refusal> {
-        if self.mode == Mode::Error {
-            Some(Refusal::Failed)
-        } else if self.mode.is_permanent() || self.outage || self.stopping {
-            Some(Refusal::Busy)
-        } else {
-            None
-        }
-    }
-
     // --- modes --------------------------------------------------------------------------------
 
     /// Changes the mode by the transition rule of cluster-protocol.md 7.
@@ -350,7 +215,7 @@ impl<A: Application> Machine<A> {
         }
         self.mode = mode;
         let (level, text) = match mode {
-            Mode::Start => (Level::Debug, "start cluster connection"),
+            Mode::Start => (Level::Notice, "start cluster connection"),
             Mode::StartSync => (Level::Notice, "starting data syncronisation"),
             Mode::Synced => (Level::Notice, "all data is up to date"),
             Mode::Update => (Level::Notice, "waiting for updates from leader"),
@@ -358,10 +223,6 @@ impl<A: Application> Machine<A> {
             Mode::VersionError => (
                 Level::Critical,
                 "detected newer protocol - please update this node",
-            ),
-            Mode::Error => (
-                Level::Critical,
-                "serious internal error - stop cluster connection",
             ),
         };
         self.log(level, text);
@@ -373,33 +234,27 @@ impl<A: Application> Machine<A> {
                 }
                 self.with_app(|app, ctx| app.synced(ctx));
             }
-            Mode::StartSync | Mode::Update => {
-                if mode == Mode::Update {
-                    // The leader goes on without it.
-                    self.refuse_applied(Refusal::Busy);
-                }
-                self.waiting_since = self.now.mono;
-                self.missing_at = self.now.mono + MISSING_EVERY;
+            Mode::StartSync => self.wait_from_now(),
+            Mode::Update => {
+                // The leader goes on without it.
+                self.refuse_applied();
+                self.wait_from_now();
             }
             Mode::Start => {}
-            Mode::Leave | Mode::VersionError | Mode::Error => self.entered_error(mode),
+            Mode::Leave | Mode::VersionError => self.entered_error(),
         }
     }
 
-    fn entered_error(&mut self, mode: Mode) {
-        let refusal = if mode == Mode::Error {
-            Refusal::Failed
-        } else {
-            Refusal::Busy
-        };
-        self.refuse_pending(refusal);
-        if mode.is_permanent() {
-            self.refuse_held(refusal);
-        }
+    fn entered_error(&mut self) {
+        self.refuse_pending();
         self.forget_sync();
+        let permanent = self.mode.is_permanent();
+        if permanent {
+            self.refuse_held();
+        }
         match self.link {
             Link::Up => self.start_leaving(),
-            Link::Down { .. } | Link::Connecting if mode.is_permanent() => {
+            Link::Down { .. } | Link::Connecting if permanent => {
                 self.link = Link::Closed;
                 self.out.push(Action::Close);
             }
@@ -415,90 +270,11 @@ impl<A: Application> Machine<A> {
 
     /// Frees what belongs to the current synchronisation.
     pub(super) fn forget_sync(&mut self) {
-        self.bulk = false;
+        self.bulk = None;
         self.app.forget_sync();
         for member in &mut self.members {
             member.state = None;
         }
-    }
-
-    // --- time ---------------------------------------------------------------------------------
-
-    fn tick(&mut self) {
-        self.expire();
-        match self.link {
-            Link::Down { retry_at } if self.now.mono >= retry_at && !self.stopping => {
-                self.restart();
-            }
-            Link::Leaving { until } if self.now.mono >= until => {
-                self.log(
-                    Level::Warning,
-                    "own leave was not delivered - closing the connection",
-                );
-                self.left();
-            }
-            _ => {}
-        }
-        let mode = self.mode;
-        if self.link == Link::Up
-            && matches!(mode, Mode::Start | Mode::StartSync | Mode::Update)
-            && self.now.mono >= self.missing_at
-        {
-            self.missing_at = self.now.mono + MISSING_EVERY;
-            self.log_missing();
-        }
-        if self.verify_at.is_some_and(|at| self.now.mono >= at) {
-            self.verify_at = self.config.verify_every.map(|every| self.now.mono + every);
-            self.start_verify();
-        }
-    }
-
-    fn log_missing(&mut self) {
-        let seconds = (self.now.mono - self.waiting_since.min(self.now.mono)).as_secs();
-        let missing: Vec<MemberId> = match self.mode {
-            Mode::StartSync => self
-                .members
-                .iter()
-                .filter(|m| m.state.is_none())
-                .map(|m| m.id)
-                .collect(),
-            Mode::Update => self
-                .members
-                .iter()
-                .filter(|m| m.synced)
-                .map(|m| m.id)
-                .take(1)
-                .collect(),
-            _ => Vec::new(),
-        };
-        let text = match self.mode {
-            Mode::StartSync if missing.len() == self.members.len() => {
-                let lowest = self
-                    .members
-                    .iter()
-                    .map(|m| m.id)
-                    .take(1)
-                    .collect::<Vec<_>>();
-                format!(
-                    "waiting for sync request from {} since {seconds} s",
-                    list(&lowest)
-                )
-            }
-            Mode::StartSync => {
-                format!(
-                    "waiting for state of members {} since {seconds} s",
-                    list(&missing)
-                )
-            }
-            Mode::Update => {
-                format!(
-                    "waiting for updates from leader {} since {seconds} s",
-                    list(&missing)
-                )
-            }
-            _ => format!("waiting for membership since {seconds} s"),
-        };
-        self.log(Level::Warning, text);
     }
 
     // --- application --------------------------------------------------------------------------
@@ -531,10 +307,11 @@ impl<A: Application> Machine<A> {
     }
 
     fn app_event(&mut self, event: A::Event) {
-        match self.with_app(|app, ctx| app.event(event, ctx)) {
-            Consequence::None => self.recheck_held(),
-            Consequence::Leave => self.leave(),
-            Consequence::Fail => self.set_mode(Mode::Error),
+        let consequence = self.with_app(|app, ctx| app.event(event, ctx));
+        self.recheck_held();
+        match consequence {
+            Consequence::Leave if self.link == Link::Up => self.leave(),
+            Consequence::Leave | Consequence::None => {}
         }
     }
 
@@ -548,26 +325,28 @@ impl<A: Application> Machine<A> {
     /// Sends updates until about `bulk_bytes` are out, and UPDATE_COMPLETE behind the last.
     pub(super) fn send_bulk(&mut self) {
         let mut bytes = 0;
-        while self.bulk && bytes < self.config.bulk_bytes {
+        while let Some(sent) = self.bulk.filter(|_| bytes < self.config.bulk_bytes) {
             match self.app.next_update() {
                 Some(payload) => {
                     bytes += wire::STATE_LEN + payload.len();
+                    self.bulk = Some(sent + 1);
                     self.send_state(wire::Type::Update, &payload);
                 }
                 None => {
-                    self.bulk = false;
+                    self.bulk = None;
+                    self.log(Level::Notice, format!("sent all ({sent}) updates"));
                     self.send_state(wire::Type::UpdateComplete, b"");
                 }
             }
         }
     }
 
-    fn start_verify(&mut self) {
+    pub(super) fn start_verify(&mut self) {
         if self.mode != Mode::Synced || self.own.nodeid != self.lowest {
             return;
         }
         // A verify message of this epoch would make an old node in UPDATE leave.
-        let busy = self.bulk || self.members.iter().any(|m| !m.synced);
+        let busy = self.bulk.is_some() || self.members.iter().any(|m| !m.synced);
         if busy || self.checksum.counter != self.checksum.id {
             self.log(Level::Notice, "delay verify request");
             return;

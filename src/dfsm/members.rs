@@ -1,8 +1,9 @@
 //! Membership changes (cluster-protocol.md 7.1).
 #![forbid(unsafe_code)]
 
-use super::machine::{Link, Machine, Member, list};
-use super::{Action, Application, Epoch, Level, MemberId, Mode, Refusal, wire};
+use super::link::Link;
+use super::machine::{Machine, Member, list};
+use super::{Action, Application, Busy, Epoch, Level, MemberId, Mode, wire};
 
 impl<A: Application> Machine<A> {
     pub(super) fn confchg(&mut self, members: &[MemberId], joined: &[MemberId]) {
@@ -37,6 +38,7 @@ impl<A: Application> Machine<A> {
             self.log(Level::Notice, format!("members: {}", list(&sorted)));
         }
         self.forget_sync();
+        self.leader = None;
         self.lowest = sorted.first().map_or(0, |m| m.nodeid);
         self.members = sorted
             .iter()
@@ -98,7 +100,7 @@ impl<A: Application> Machine<A> {
         let own = self.own;
         let dropped = std::mem::take(&mut self.sync_queue);
         for message in dropped.into_iter().filter(|m| m.from == own) {
-            self.finish(message.count, Err(Refusal::Busy));
+            self.finish(message.count, Err(Busy));
         }
     }
 }

@@ -38,12 +38,14 @@ use std::time::Duration;
 
 mod app;
 mod deliver;
+mod link;
 mod machine;
 mod members;
 mod queue;
 mod requests;
 #[cfg(test)]
 mod tests;
+mod waiting;
 pub mod wire;
 
 pub use app::{Application, Consequence, Ctx, Delivery, Outgoing, Plan, Verdict};
@@ -104,12 +106,10 @@ pub enum Mode {
     Leave = 253,
     /// A newer protocol was seen. Permanent.
     VersionError = 254,
-    /// Internal error. Permanent.
-    Error = 255,
 }
 
 impl Mode {
-    /// True for the three modes in which nothing is delivered any more.
+    /// True for the modes in which nothing is delivered any more.
     pub fn is_error(self) -> bool {
         self >= Mode::Leave
     }
@@ -148,16 +148,11 @@ pub enum Event<'a, R, E> {
     Stop,
 }
 
-/// Why a request got no result from the application.
+/// A request got no result from the application: not connected, restarted while it waited, or no
+/// answer in time. It may have been applied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
-pub enum Refusal {
-    /// Not connected, restarted while it waited, or no answer in time. It may have been applied.
-    #[error("resource busy")]
-    Busy,
-    /// The group is in a permanent error.
-    #[error("input/output error")]
-    Failed,
-}
+#[error("resource busy")]
+pub struct Busy;
 
 /// What the driver has to do. `P` is a result of the application, `X` an action of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -167,7 +162,7 @@ pub enum Action<P, X> {
     /// Tell a caller the result.
     Reply {
         ticket: Ticket,
-        result: Result<P, Refusal>,
+        result: Result<P, Busy>,
     },
     /// Leave the group, keep the handle.
     Leave,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::app::Outgoing;
 use super::machine::Machine;
-use super::{Action, Application, Refusal, Ticket, wire};
+use super::{Action, Application, Busy, Ticket, wire};
 
 /// A request that was not sent yet.
 #[derive(Debug)]
@@ -34,8 +34,8 @@ impl<A: Application> Machine<A> {
         if let Err(reply) = self.app.admit(&request) {
             return self.reply(ticket, Ok(reply));
         }
-        if let Some(refusal) = self.closed_to_requests() {
-            return self.reply(ticket, Err(refusal));
+        if self.closed_to_requests() {
+            return self.reply(ticket, Err(Busy));
         }
         let deadline = self.now.mono + self.config.write_timeout;
         self.held.push_back(Held {
@@ -86,7 +86,7 @@ impl<A: Application> Machine<A> {
     }
 
     /// The own message `count` has its result. Whoever waits for an earlier one gets none any more.
-    pub(super) fn finish(&mut self, count: u64, result: Result<A::Reply, Refusal>) {
+    pub(super) fn finish(&mut self, count: u64, result: Result<A::Reply, Busy>) {
         while let Some(entry) = self.pending.first_entry() {
             let at = *entry.key();
             if at > count {
@@ -101,7 +101,7 @@ impl<A: Application> Machine<A> {
                 }
                 return;
             }
-            self.reply(Some(pending.ticket), Err(Refusal::Busy));
+            self.reply(Some(pending.ticket), Err(Busy));
         }
     }
 
@@ -112,32 +112,28 @@ impl<A: Application> Machine<A> {
         }
         let confirmed = !self.config.hold_back || self.app.may_acknowledge();
         for Applied { pending, reply } in std::mem::take(&mut self.applied) {
-            let result = if confirmed {
-                Ok(reply)
-            } else {
-                Err(Refusal::Busy)
-            };
+            let result = if confirmed { Ok(reply) } else { Err(Busy) };
             self.reply(Some(pending.ticket), result);
         }
     }
 
-    pub(super) fn refuse_pending(&mut self, refusal: Refusal) {
-        self.refuse_applied(refusal);
+    pub(super) fn refuse_pending(&mut self) {
+        self.refuse_applied();
         for pending in std::mem::take(&mut self.pending).into_values() {
-            self.reply(Some(pending.ticket), Err(refusal));
+            self.reply(Some(pending.ticket), Err(Busy));
         }
     }
 
     /// What was applied here may be lost after all.
-    pub(super) fn refuse_applied(&mut self, refusal: Refusal) {
+    pub(super) fn refuse_applied(&mut self) {
         for applied in std::mem::take(&mut self.applied) {
-            self.reply(Some(applied.pending.ticket), Err(refusal));
+            self.reply(Some(applied.pending.ticket), Err(Busy));
         }
     }
 
-    pub(super) fn refuse_held(&mut self, refusal: Refusal) {
+    pub(super) fn refuse_held(&mut self) {
         for held in std::mem::take(&mut self.held) {
-            self.reply(held.ticket, Err(refusal));
+            self.reply(held.ticket, Err(Busy));
         }
     }
 
@@ -157,7 +153,7 @@ impl<A: Application> Machine<A> {
         // All are in order of their deadlines: one timeout for all, and counts grow.
         while self.held.front().is_some_and(|held| now >= held.deadline) {
             let ticket = self.held.pop_front().and_then(|held| held.ticket);
-            self.reply(ticket, Err(Refusal::Busy));
+            self.reply(ticket, Err(Busy));
         }
         while self
             .applied
@@ -168,18 +164,18 @@ impl<A: Application> Machine<A> {
                 .applied
                 .pop_front()
                 .map(|applied| applied.pending.ticket);
-            self.reply(ticket, Err(Refusal::Busy));
+            self.reply(ticket, Err(Busy));
         }
         while let Some(entry) = self.pending.first_entry() {
             if now < entry.get().deadline {
                 return;
             }
             let pending = entry.remove();
-            self.reply(Some(pending.ticket), Err(Refusal::Busy));
+            self.reply(Some(pending.ticket), Err(Busy));
         }
     }
 
-    fn reply(&mut self, ticket: Option<Ticket>, result: Result<A::Reply, Refusal>) {
+    fn reply(&mut self, ticket: Option<Ticket>, result: Result<A::Reply, Busy>) {
         if let Some(ticket) = ticket {
             self.out.push(Action::Reply { ticket, result });
         }

@@ -84,6 +84,10 @@ impl Application for Kvstore {
         Ok(())
     }
 
+    fn node_name(&self, nodeid: u32) -> Option<String> {
+        self.status.node_name(nodeid)
+    }
+
     fn may_acknowledge(&self) -> bool {
         true
     }

@@ -275,13 +275,22 @@ impl Tree {
         self.root.version.checked_add(1).ok_or(Error::Io)
     }
 
+    /// Version and inode of the next new entry. If the version row lags behind the entries, as in a
+    /// damaged database, numbers in use are left out: the C daemon would take over such a row.
+    fn next_free(&self) -> Result<u64, Error> {
+        let mut free = self.next_version()?;
+        for (inode, _) in self.entries.range(free..) {
+            if *inode != free {
+                break;
+            }
+            free = free.checked_add(1).ok_or(Error::Io)?;
+        }
+        Ok(free)
+    }
+
     /// Adds an entry whose inode is the next version.
     fn add(&mut self, dir: Inode, name: &[u8], kind: Kind, stamp: Stamp) -> Result<Inode, Error> {
-        let inode = self.next_version()?;
-        // Only thinkable with "negative" inodes in a damaged database; never take over a row.
-        if self.entries.contains_key(&inode) {
-            return Err(Error::Io);
-        }
+        let inode = self.next_free()?;
         let name: Arc<[u8]> = Arc::from(name);
         let children = self.children_mut(dir).ok_or(Error::NotADirectory)?;
         children.insert(Arc::clone(&name), inode);

@@ -268,7 +268,9 @@ impl Loader {
     }
 }
 
-/// The version row, put right if it lags behind the entries.
+/// The version row as it is, also if it lags behind the entries: it decides whose data counts in a
+/// cluster, so a damaged database must not outdo the others by starting. New entries get numbers
+/// that are free ([`Tree::apply`]). Only 0 means that there is none yet.
 fn root_row(stored: Option<RootRow>, tree: &Tree, notes: &mut Vec<LoadNote>) -> RootRow {
     let mut root = stored.unwrap_or(RootRow {
         version: 0,
@@ -283,13 +285,10 @@ fn root_row(stored: Option<RootRow>, tree: &Tree, notes: &mut Vec<LoadNote>) -> 
         .unwrap_or(0);
     if highest > root.version {
         let stored = stored.map(|root| root.version);
-        notes.push(LoadNote::VersionBehind {
-            stored,
-            used: highest,
-        });
-        root.version = highest;
-    } else if root.version == 0 {
-        notes.push(LoadNote::FirstStart);
+        notes.push(LoadNote::VersionBehind { stored, highest });
+    }
+    if root.version == 0 {
+        notes.push(LoadNote::NoVersion);
         root.version = 1;
     }
     root

@@ -19,10 +19,10 @@ pub struct Rival {
 /// To be logged when the database is opened: names the row and, where there is one, the remedy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LoadNote {
-    /// No entries and no version: the version row has to be written.
-    FirstStart,
-    /// The version row was missing or lower than the entries are; it has to be written.
-    VersionBehind { stored: Option<u64>, used: u64 },
+    /// There is no version yet: the version row has to be written.
+    NoVersion,
+    /// The version row is missing or lower than the entries are.
+    VersionBehind { stored: Option<u64>, highest: u64 },
     /// Two rows of one directory have the same name.
     DuplicateName {
         name: Arc<[u8]>,
@@ -48,7 +48,7 @@ pub enum LoadNote {
 impl LoadNote {
     /// True if something is wrong that an operator should look at.
     pub fn is_warning(&self) -> bool {
-        *self != LoadNote::FirstStart
+        *self != LoadNote::NoVersion
     }
 
     /// Log domain: that of the C daemon's message, where it has one.
@@ -63,20 +63,22 @@ impl LoadNote {
 impl fmt::Display for LoadNote {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            LoadNote::FirstStart => f.write_str("new database"),
-            LoadNote::VersionBehind { stored: None, used } => {
-                write!(
-                    f,
-                    "version row (inode 0) is missing - going on with version {used}"
-                )
-            }
+            LoadNote::NoVersion => f.write_str("new database"),
             LoadNote::VersionBehind {
-                stored: Some(stored),
-                used,
+                stored: None,
+                highest,
             } => write!(
                 f,
-                "version row (inode 0) has version {stored}, but entries up to {used} exist - \
-                 going on with version {used}"
+                "version row (inode 0) is missing, but entries up to {highest} exist - numbers in \
+                 use are left out"
+            ),
+            LoadNote::VersionBehind {
+                stored: Some(stored),
+                highest,
+            } => write!(
+                f,
+                "version row (inode 0) has version {stored}, but entries up to {highest} exist - \
+                 numbers in use are left out"
             ),
             LoadNote::DuplicateName {
                 name,

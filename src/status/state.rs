@@ -414,6 +414,11 @@ impl Status {
         self.core.lock().members.ip(node).map(Box::from)
     }
 
+    /// Name of a node of the cluster configuration.
+    pub fn node_name(&self, id: u32) -> Option<String> {
+        self.core.lock().members.node_name(id).map(str::to_owned)
+    }
+
     /// The cluster configuration was read (status.md 4.1).
     pub fn set_cluster_info(&self, cluster: ClusterInfo) {
         let (name, version) = (cluster.name.clone(), cluster.config_version as i32);

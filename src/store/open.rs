@@ -12,7 +12,7 @@ use rusqlite::{Connection, OpenFlags};
 use super::commit::{Write, Writer};
 use super::rows::{SELECT, load_row};
 use super::{CREATE_TABLE, DOMAIN};
-use crate::memdb::{Change, LoadError, LoadNote, Loader, Tree};
+use crate::memdb::{Change, LoadError, LoadNote, Loader, RootRow, Tree};
 
 /// How long a foreign lock on the file is waited for (database.md 4).
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -141,7 +141,7 @@ impl Store {
             path: path.to_owned(),
         };
         let (tree, notes) = store.load(now)?;
-        store.put_version_right(&tree, &notes, now)?;
+        store.put_first_version(&tree, &notes, now)?;
         Ok((
             store,
             Loaded {
@@ -185,25 +185,22 @@ impl Store {
         Ok(loader.finish(now)?)
     }
 
-    /// Writes the version row of a new database, or of one whose version row lagged behind.
-    ///
-    /// At the first start the row gets the current time, the tree does not (database.md 4).
-    fn put_version_right(
+    /// Writes the version row of a database that has none yet, with the current time; the tree does
+    /// not get that (database.md 4).
+    fn put_first_version(
         &self,
         tree: &Tree,
         notes: &[LoadNote],
         now: u32,
     ) -> Result<(), OpenError> {
-        let mut root = tree.root_row();
-        if notes.contains(&LoadNote::FirstStart) {
-            root.writer = 0;
-            root.mtime = now;
-        } else if !notes
-            .iter()
-            .any(|note| matches!(note, LoadNote::VersionBehind { .. }))
-        {
+        if !notes.contains(&LoadNote::NoVersion) {
             return Ok(());
         }
+        let root = RootRow {
+            writer: 0,
+            mtime: now,
+            ..tree.root_row()
+        };
         let what = "unable to write the version row";
         Writer::new(&self.conn)
             .and_then(|mut writer| writer.put_root(root))

@@ -289,7 +289,7 @@ impl Node {
             return;
         };
         for action in player.actions.drain(..) {
-            let dcdb::Action::Store { write, .. } = action else {
+            let dcdb::Action::Store(write) = action else {
                 continue;
             };
             let (delete, put, root, root_type) = match *write {

@@ -31,6 +31,9 @@ impl World {
             if slot.fresh && solid && process.all_synced() {
                 slot.fresh = false;
             }
+            if matches!(process, Process::Ours(ours) if ours.disk_is_broken()) {
+                return Err(format!("node {node} is synced with a broken disk"));
+            }
             let version = process.tree().root_row().version;
             if slot.print.0 != version {
                 if slot.version != version && process.members() <= majority {
@@ -69,7 +72,7 @@ impl World {
         for (ticket, request) in &self.requests {
             let slot = &self.slots[request.node];
             // Old nodes have no bound; a slow store is bounded by itself.
-            let storing = matches!(&slot.process, Some(Process::Ours(ours)) if ours.storing());
+            let storing = matches!(&slot.process, Some(Process::Ours(ours)) if ours.answering());
             if !slot.c && !storing && self.time > request.since + LONGEST_WAIT {
                 return Err(format!(
                     "request {ticket} still waits on node {}",

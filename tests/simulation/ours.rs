@@ -13,23 +13,17 @@ use super::process::{Effect, Wish};
 
 /// Something in the queue of the store thread.
 enum Job {
-    Write {
-        number: u64,
-        write: Box<Write>,
-    },
+    Write(Box<Write>),
     /// Answer once everything before is durable.
-    Reply {
-        ticket: u64,
-    },
-    Resume,
+    Reply(u64),
 }
 
 pub struct Ours {
     pub machine: Machine<Dcdb<Tree>>,
     outbox: VecDeque<Rc<[u8]>>,
     jobs: VecDeque<Job>,
-    /// The store has failed and discards what comes.
-    discarding: bool,
+    /// The disk fails until then.
+    broken_until: Option<Duration>,
     pub log: Vec<String>,
 }
 
@@ -43,7 +37,7 @@ impl Ours {
             machine: Machine::new(Dcdb::new(tree), config),
             outbox: VecDeque::new(),
             jobs: VecDeque::new(),
-            discarding: false,
+            broken_until: None,
             log: Vec::new(),
         };
         let mut effects = Vec::new();
@@ -68,7 +62,7 @@ impl Ours {
             }
             let changed = matches!(
                 &action,
-                Action::App(dcdb::Action::Store { write, .. }) if matches!(**write, Write::Change(_))
+                Action::App(dcdb::Action::Store(write)) if matches!(**write, Write::Change(_))
             );
             if changed && !self.machine.app().quorate() {
                 out.push(Effect::Broken("changed without quorum"));
@@ -83,7 +77,7 @@ impl Ours {
             Action::Reply {
                 ticket,
                 result: Ok(Ok(_)),
-            } => self.jobs.push_back(Job::Reply { ticket }),
+            } => self.jobs.push_back(Job::Reply(ticket)),
             Action::Reply {
                 ticket,
                 result: Ok(Err(error)),
@@ -107,10 +101,7 @@ impl Ours {
                 out.push(Effect::Wish(Wish::Close));
             }
             Action::Log { text, .. } => self.log.push(text),
-            Action::App(dcdb::Action::Store { number, write }) => {
-                self.jobs.push_back(Job::Write { number, write });
-            }
-            Action::App(dcdb::Action::ResumeStore) => self.jobs.push_back(Job::Resume),
+            Action::App(dcdb::Action::Store(write)) => self.jobs.push_back(Job::Write(write)),
             Action::App(dcdb::Action::Replaced | dcdb::Action::ExportCorosyncConf { .. }) => {}
         }
     }
@@ -132,50 +123,49 @@ impl Ours {
         bytes
     }
 
-    pub fn storing(&self) -> bool {
-        !self.jobs.is_empty()
+    /// A client waits for the disk alone.
+    pub fn answering(&self) -> bool {
+        self.jobs.iter().any(|job| matches!(job, Job::Reply(_)))
     }
 
-    /// One transaction of at most `limit` jobs; `fails`: its first write fails.
-    pub fn store(
-        &mut self,
-        now: Now,
-        disk: &mut Disk,
-        limit: usize,
-        mut fails: bool,
-        out: &mut Vec<Effect>,
-    ) {
-        let mut last = None;
-        let mut failed = None;
-        for _ in 0..limit {
-            match self.jobs.pop_front() {
-                None => break,
-                Some(Job::Resume) => self.discarding = false,
-                Some(Job::Reply { ticket }) => {
-                    let result = if self.discarding {
-                        Err(Some(Error::Io))
-                    } else {
-                        Ok(())
-                    };
-                    out.push(Effect::Reply(ticket, result));
-                }
-                Some(Job::Write { .. }) if self.discarding => {}
-                Some(Job::Write { number, .. }) if fails => {
-                    fails = false;
-                    self.discarding = true;
-                    failed = Some(number);
-                }
-                Some(Job::Write { number, write }) => {
-                    disk.write(&write);
-                    last = Some(number);
-                }
+    pub fn storing(&self) -> bool {
+        !self.jobs.is_empty() || self.broken_until.is_some()
+    }
+
+    /// The disk fails from now on: nothing can be written until `until`. Whoever waits is told so, and
+    /// what he asked for is written later.
+    pub fn break_disk(&mut self, now: Now, until: Duration, out: &mut Vec<Effect>) {
+        self.broken_until = Some(until);
+        self.handle(now, Event::App(dcdb::Event::Writable(false)), out);
+        self.send_away(out);
+    }
+
+    fn send_away(&mut self, out: &mut Vec<Effect>) {
+        self.jobs.retain(|job| {
+            if let Job::Reply(ticket) = job {
+                out.push(Effect::Reply(*ticket, Err(Some(Error::Io))));
+            }
+            matches!(job, Job::Write(_))
+        });
+    }
+
+    pub fn disk_is_broken(&self) -> bool {
+        self.broken_until.is_some()
+    }
+
+    /// One transaction of at most `limit` jobs.
+    pub fn store(&mut self, now: Now, disk: &mut Disk, limit: usize, out: &mut Vec<Effect>) {
+        if self.broken_until.is_some_and(|until| now.mono < until) {
+            return self.send_away(out);
+        }
+        for job in self.jobs.drain(..limit.min(self.jobs.len())) {
+            match job {
+                Job::Reply(ticket) => out.push(Effect::Reply(ticket, Ok(()))),
+                Job::Write(write) => disk.write(&write),
             }
         }
-        if let Some(number) = last {
-            self.handle(now, Event::App(dcdb::Event::Stored(number)), out);
-        }
-        if let Some(number) = failed {
-            self.handle(now, Event::App(dcdb::Event::StoreFailed(number)), out);
+        if self.jobs.is_empty() && self.broken_until.take().is_some() {
+            self.handle(now, Event::App(dcdb::Event::Writable(true)), out);
         }
     }
 

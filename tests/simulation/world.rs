@@ -134,8 +134,7 @@ impl World {
                 version: 0,
             });
         }
-        let (slow_store, failing_store) =
-            (rng.chance(50), class == Class::Crashes && rng.chance(30));
+        let (slow_store, failing_store) = (rng.chance(50), rng.chance(30));
         World {
             plan,
             rng,
@@ -358,14 +357,17 @@ impl World {
     fn store(&mut self, node: usize) {
         let limit = 1 + self.rng.below(6);
         let may_fail = self.failing_store && self.faults < self.plan.faults;
-        let fails = may_fail && self.rng.chance(1) && self.may_lose(node);
+        let fails = may_fail && self.rng.chance(1);
+        let lasts = Duration::from_millis(self.rng.below(60_000) as u64);
         if fails {
-            self.note(|| format!("{node}: store fails"));
-            self.slots[node].fresh = true;
+            self.note(|| format!("{node}: disk fails for {lasts:?}"));
         }
         self.with(node, |process, disk, now, out| {
             if let Process::Ours(ours) = process {
-                ours.store(now, disk, limit, fails, out);
+                if fails && !ours.disk_is_broken() {
+                    ours.break_disk(now, now.mono + lasts, out);
+                }
+                ours.store(now, disk, limit, out);
             }
         });
     }

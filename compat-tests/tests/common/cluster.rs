@@ -1,6 +1,10 @@
 //! A cluster of three nodes with real corosyncs, each node running the binary that an assignment
 //! names for it; and the runner for all assignments.
 #![allow(dead_code)] // not every test uses everything
+#[path = "writer.rs"]
+pub mod writer;
+
+use compat_tests::client::compile_preload;
 use compat_tests::daemon::{Exit, wait_for};
 use compat_tests::{Daemon, Lab, Node, Subject, dbfile, index, report};
 use nix::sys::signal::{Signal, kill};
@@ -8,22 +12,19 @@ use nix::unistd::Pid;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime};
 
 /// What joining, synchronising and electing may take on a loaded machine.
 pub const SOON: Duration = Duration::from_secs(40);
 /// What a change may take to be on the other nodes.
 pub const VISIBLE: Duration = Duration::from_secs(5);
-/// `--write-timeout` of our nodes.
-pub const WRITE_TIMEOUT: Duration = Duration::from_secs(8);
+/// `--write-timeout` of our nodes: more than the 8 s after which corosync gives a lost node up.
+pub const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Between two checksum rounds of our nodes.
-pub const VERIFY_EVERY: Duration = Duration::from_secs(5);
+pub const VERIFY_EVERY: Duration = Duration::from_secs(3);
 
 /// Which binary runs on which node: `OOO` is ours on all three, `R` the reference.
 #[derive(Clone, Debug)]
@@ -101,17 +102,20 @@ pub fn matrix(test: &str, run: fn(&Assignment)) {
 #[macro_export]
 macro_rules! on_assignments {
     ($($name:ident),* $(,)?) => {
+        on_assignments!(ours: $($name),*; mixed: $($name),*);
+    };
+    (ours: $($ours:ident),*; mixed: $($mixed:ident),*) => {
         mod ours {
             $(#[test]
-            fn $name() {
-                super::$name(&super::cluster::Assignment::ours());
+            fn $ours() {
+                super::$ours(&super::cluster::Assignment::ours());
             })*
         }
         mod mixed {
             $(#[test]
-            fn $name() {
-                let name = concat!(module_path!(), "::", stringify!($name));
-                super::cluster::matrix(name, super::$name);
+            fn $mixed() {
+                let name = concat!(module_path!(), "::", stringify!($mixed));
+                super::cluster::matrix(name, super::$mixed);
             })*
         }
     };
@@ -125,6 +129,8 @@ pub struct Cluster {
     pub lab: Lab,
     pub who: Assignment,
     daemons: Vec<Option<Daemon>>,
+    /// Reference daemons read how far their clocks are ahead ([`Cluster::shift_clock`]).
+    pub shifted_clocks: bool,
 }
 
 impl Cluster {
@@ -135,6 +141,7 @@ impl Cluster {
             lab,
             who: who.clone(),
             daemons: vec![None, None, None],
+            shifted_clocks: false,
         };
         for i in 1..=3 {
             cluster.start_corosync(i);
@@ -184,16 +191,40 @@ impl Cluster {
 
     /// Starts the daemon of a node and returns at once.
     pub fn spawn(&mut self, i: usize) {
-        let subject = &self.who.subjects[i - 1];
-        let (write, verify) = (
-            WRITE_TIMEOUT.as_secs().to_string(),
-            VERIFY_EVERY.as_secs().to_string(),
-        );
-        let mut args = vec!["-f"];
-        if subject.is_ours() {
-            args.extend(["--write-timeout", &write, "--verify-interval", &verify]);
-        }
-        self.daemons[i - 1] = Some(Daemon::spawn(&self.lab.node(i), subject, &args));
+        let (node, subject) = (self.lab.node(i), &self.who.subjects[i - 1]);
+        let daemon = if subject.is_ours() {
+            let write = WRITE_TIMEOUT.as_secs().to_string();
+            let verify = VERIFY_EVERY.as_secs().to_string();
+            let args = [
+                "-f",
+                "--write-timeout",
+                &write,
+                "--verify-interval",
+                &verify,
+            ];
+            Daemon::spawn(&node, subject, &args)
+        } else if self.shifted_clocks {
+            let preload = format!("LD_PRELOAD={}", compile_preload("clockshift").display());
+            let shift = format!("CLOCK_SHIFT={}", self.clock_file(i).display());
+            let env = Subject {
+                kind: subject.kind,
+                binary: "env".into(),
+            };
+            let binary = subject.binary.to_string_lossy();
+            Daemon::spawn(&node, &env, &[&preload, &shift, &binary, "-f"])
+        } else {
+            Daemon::spawn(&node, subject, &["-f"])
+        };
+        self.daemons[i - 1] = Some(daemon);
+    }
+
+    fn clock_file(&self, i: usize) -> PathBuf {
+        self.lab.node(i).dir.join("clock-shift")
+    }
+
+    /// Puts the clock of a reference node ahead by so many seconds; needs `shifted_clocks`.
+    pub fn shift_clock(&self, i: usize, seconds: u64) {
+        fs::write(self.clock_file(i), seconds.to_string()).unwrap();
     }
 
     /// Starts the daemon of a node and waits for its mount.
@@ -213,8 +244,9 @@ impl Cluster {
         self.daemons[i - 1].as_mut().expect("a daemon that runs")
     }
 
-    pub fn log(&mut self, i: usize) -> String {
-        self.daemon(i).stderr()
+    pub fn log(&self, i: usize) -> String {
+        let daemon = self.daemons[i - 1].as_ref();
+        daemon.expect("a daemon that runs").stderr()
     }
 
     fn running(&self) -> Vec<usize> {
@@ -235,7 +267,8 @@ impl Cluster {
         let exit = self.stop(i);
         assert!(!exit.stderr.contains("panicked"), "{}", exit.stderr);
         if self.who.is_ours(i) {
-            assert_eq!(exit.code, 0, "node {i}: {}", exit.stderr);
+            let took = exit.took;
+            assert_eq!(exit.code, 0, "node {i}, {took:?}: {}", exit.stderr);
             assert!(exit.took < Duration::from_secs(5), "node {i}: {exit:?}");
         }
     }
@@ -291,20 +324,48 @@ impl Cluster {
         let running = self.running();
         let mut digests = Vec::new();
         let equal = wait_for(limit, || {
-            digests = running
-                .iter()
-                .map(|i| dbfile::rows(&self.node(*i).database()).map(|r| index::digests(&r)))
-                .collect::<Vec<_>>();
+            digests = self.digests(&running);
             digests.iter().all(|d| d.is_ok() && *d == digests[0])
         });
         let took = started.elapsed();
         let name = &self.who.name;
         assert!(
             equal,
-            "{name}: {limit:?} later the nodes differ: {digests:#?}\n{}",
+            "{name}: {limit:?} later the nodes differ ({}): {digests:#?}\n{}",
+            self.keep_databases(),
             self.different_rows().join("\n")
         );
         took
+    }
+
+    /// What the databases of these nodes hold, in brief.
+    pub fn digests(&self, nodes: &[usize]) -> Vec<Result<index::Digests, rusqlite::Error>> {
+        let digests = |i: &usize| {
+            let rows = dbfile::rows(&self.node(*i).database())?;
+            Ok(index::digests(&rows))
+        };
+        nodes.iter().map(digests).collect()
+    }
+
+    /// Copies databases and logs of all nodes to a folder of `PMXCFS_KEEP`, if that is set.
+    pub fn keep_databases(&self) -> String {
+        let Some(keep) = std::env::var_os("PMXCFS_KEEP") else {
+            return "PMXCFS_KEEP would keep them".into();
+        };
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let stamp = since.unwrap_or_default().as_millis();
+        let to = Path::new(&keep).join(format!("{}-{stamp}", self.who.name));
+        fs::create_dir_all(&to).unwrap();
+        for i in 1..=3 {
+            let db = to.join(format!("node{i}.db"));
+            if self.node(i).database().exists() {
+                dbfile::copy_with_log(&self.node(i).database(), &db);
+            }
+            if self.daemons[i - 1].is_some() {
+                fs::write(to.join(format!("node{i}.log")), self.log(i)).unwrap();
+            }
+        }
+        format!("kept in {}", to.display())
     }
 
     /// Rows that not every running node has, without their data; twenty at most.
@@ -396,86 +457,4 @@ impl Cluster {
             .collect();
         assert!(versions.windows(2).all(|v| v[0] == v[1]), "{versions:?}");
     }
-}
-
-/// What a writer did.
-#[derive(Debug, Default)]
-pub struct Written {
-    /// Every file whose write was acknowledged.
-    pub acknowledged: BTreeMap<String, Vec<u8>>,
-    pub refused: BTreeMap<String, usize>,
-    /// The longest time one change took, successful or not.
-    pub longest: Duration,
-    /// When changes were acknowledged.
-    pub times: Vec<Instant>,
-}
-
-/// A thread in a node that makes files until it is told to stop, whatever happens to them.
-pub struct Writer {
-    stop: Arc<AtomicBool>,
-    thread: JoinHandle<Written>,
-}
-
-impl Writer {
-    /// Files `/etc/pve/<dir>/f<n>` with their own name as content; `dir` is made as needed.
-    pub fn start(node: &Node, dir: &str) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let (node, dir, told) = (node.clone(), dir.to_string(), stop.clone());
-        let thread = std::thread::spawn(move || {
-            node.enter();
-            let mut written = Written::default();
-            for n in 0.. {
-                if told.load(Ordering::Relaxed) {
-                    break;
-                }
-                let path = format!("{dir}/f{n}");
-                let content = format!("{path}\n").repeat(1 + n % 50).into_bytes();
-                let started = Instant::now();
-                let result = write_new(&dir, &format!("f{n}"), &content);
-                written.longest = written.longest.max(started.elapsed());
-                match result {
-                    Ok(()) => {
-                        written.times.push(Instant::now());
-                        written.acknowledged.insert(path, content);
-                    }
-                    Err(error) => {
-                        *written.refused.entry(error.to_string()).or_default() += 1;
-                        std::thread::sleep(Duration::from_millis(5));
-                    }
-                }
-                std::thread::sleep(Duration::from_millis(2));
-            }
-            written
-        });
-        Self { stop, thread }
-    }
-
-    pub fn stop(self) -> Written {
-        self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().expect("a writer does not panic")
-    }
-}
-
-/// Works on the mount only: never leaves a file where the next daemon wants to mount.
-fn write_new(dir: &str, name: &str, content: &[u8]) -> io::Result<()> {
-    use std::io::Write;
-    let mount = fs::File::open("/etc/pve")?;
-    if !compat_tests::daemon::is_fuse(&mount) {
-        return Err(io::Error::other("not mounted"));
-    }
-    let dir = format!("/proc/self/fd/{}/{dir}", mount.as_raw_fd());
-    let _ = fs::create_dir(&dir);
-    let mut file = fs::File::create(format!("{dir}/{name}"))?;
-    file.write_all(content)?;
-    Ok(())
-}
-
-/// Files that were acknowledged and are not in the tree with their content.
-pub fn lost(tree: &Tree, written: &Written) -> Vec<String> {
-    written
-        .acknowledged
-        .iter()
-        .filter(|(path, content)| tree.get(*path).map(|e| &e.3) != Some(content))
-        .map(|(path, _)| path.clone())
-        .collect()
 }

@@ -68,11 +68,11 @@ impl Application for Texts {
 }
 
 #[derive(Default)]
-struct Answers(Vec<(Ticket, Result<usize, Refusal>)>);
+struct Answers(Vec<(Ticket, Result<usize, Busy>)>);
 
 impl Surroundings<Texts> for Answers {
     fn act(&mut self, (): ()) {}
-    fn reply(&mut self, ticket: Ticket, result: Result<usize, Refusal>) {
+    fn reply(&mut self, ticket: Ticket, result: Result<usize, Busy>) {
         self.0.push((ticket, result));
     }
 }
@@ -173,7 +173,7 @@ impl Lab {
         let generation = lab.asked_to_open();
         lab.group.opened(lab.now(), generation, Some(lab.channel()));
         lab.confchg(vec![OWN]);
-        assert_eq!(lab.group.machine().mode(), Mode::Synced);
+        assert_eq!(lab.group.machine.mode(), Mode::Synced);
         lab
     }
 
@@ -208,7 +208,7 @@ impl Lab {
         self.dispatch(Ok(sent.into_iter().map(deliver).collect()));
     }
 
-    fn answers(&mut self) -> Vec<(Ticket, Result<usize, Refusal>)> {
+    fn answers(&mut self) -> Vec<(Ticket, Result<usize, Busy>)> {
         std::mem::take(&mut self.group.surroundings.0)
     }
 }
@@ -238,7 +238,7 @@ fn a_broken_connection_is_closed_and_opened_again() {
     let mut lab = Lab::joined();
     lab.submit(1, b"lost");
     lab.dispatch(Err(Error::Library));
-    assert_eq!(lab.answers(), [(1, Err(Refusal::Busy))]);
+    assert_eq!(lab.answers(), [(1, Err(Busy))]);
     assert!(matches!(
         lab.requests.lock().drain(..).next(),
         Some(Request::Discard(_))
@@ -248,7 +248,7 @@ fn a_broken_connection_is_closed_and_opened_again() {
     let first = lab.asked_to_open();
     lab.group.opened(lab.now(), first, None);
     lab.submit(2, b"refused at once");
-    assert_eq!(lab.answers(), [(2, Err(Refusal::Busy))]);
+    assert_eq!(lab.answers(), [(2, Err(Busy))]);
     lab.tick_after(Duration::from_secs(1));
     let second = lab.asked_to_open();
     assert!(second > first);
@@ -268,7 +268,7 @@ fn a_send_that_fails_for_good_is_a_broken_connection() {
     let mut lab = Lab::joined();
     lab.script.lock().send.push_back(Err(Error::BadHandle));
     lab.submit(1, b"x");
-    assert_eq!(lab.answers(), [(1, Err(Refusal::Busy))]);
+    assert_eq!(lab.answers(), [(1, Err(Busy))]);
     assert!(lab.group.fd().is_none());
     assert!(!lab.group.is_blocked());
 }
@@ -284,18 +284,18 @@ fn events_behind_the_one_that_ends_the_membership_are_dropped() {
     lab.submit(1, b"never comes back");
     // A message that is too short makes the machine leave.
     lab.dispatch(Ok(vec![deliver(short), deliver(late)]));
-    assert_eq!(lab.group.machine().mode(), Mode::Leave);
+    assert_eq!(lab.group.machine.mode(), Mode::Leave);
     let Some(Request::Leave(generation, _)) = lab.requests.lock().drain(..).next() else {
         panic!("not asked to leave");
     };
-    assert_eq!(lab.answers(), [(1, Err(Refusal::Busy))]);
+    assert_eq!(lab.answers(), [(1, Err(Busy))]);
     lab.group.left(lab.now(), generation + 1);
     assert!(lab.requests.lock().is_empty());
     lab.group.left(lab.now(), generation);
     let again = lab.asked_to_open();
     lab.group.opened(lab.now(), again, Some(lab.channel()));
     lab.confchg(vec![OWN]);
-    assert_eq!(lab.group.machine().mode(), Mode::Synced);
+    assert_eq!(lab.group.machine.mode(), Mode::Synced);
 }
 
 #[test]

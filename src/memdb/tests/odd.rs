@@ -16,12 +16,14 @@ fn row(inode: i64, parent: i64, version: i64, kind: i64, name: &str) -> LoadRow 
 }
 
 fn load(rows: Vec<LoadRow>) -> (Tree, Vec<String>) {
-    let (tree, notes) = Tree::load(rows.into_iter(), 0).unwrap();
-    let notes = notes
-        .iter()
-        .map(ToString::to_string)
-        .filter(|n| !n.contains("version row"));
-    (tree, notes.collect())
+    let highest = rows.iter().flat_map(|row| [row.inode, row.version]).max();
+    let root = model::version_row(RootRow {
+        version: highest.unwrap_or(1) as u64,
+        writer: 0,
+        mtime: 0,
+    });
+    let (tree, notes) = Tree::load(rows.into_iter().chain([root]), 0).unwrap();
+    (tree, notes.iter().map(ToString::to_string).collect())
 }
 
 /// Loads what a tree would have stored.

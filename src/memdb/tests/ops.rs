@@ -368,9 +368,47 @@ fn the_version_never_wraps_and_no_row_is_taken_over() {
     let mut tree = Tree::load([row(-5, 5), version((-6i64) as u64)].into_iter(), 0)
         .unwrap()
         .0;
+    assert_eq!(local(&mut tree, create("g"), 1).unwrap().inode as i64, -4);
+    assert_eq!(tree.len(), 3);
+    // The last number is taken: there is no free one.
+    let mut tree = Tree::load([row(-1, 5), version(u64::MAX - 1)].into_iter(), 0)
+        .unwrap()
+        .0;
     assert_eq!(local(&mut tree, create("g"), 1), Err(Error::Io));
     assert_eq!(tree.len(), 2);
     assert!(tree.lookup(&p("g")).is_none());
+}
+
+/// A version row that lags behind the entries is kept: it counts in a cluster.
+#[test]
+fn numbers_in_use_are_left_out() {
+    let rows = [2, 5, 6, 9].map(|inode| LoadRow {
+        inode,
+        version: 30,
+        type_code: 8,
+        name: Some(Arc::from(format!("f{inode}").as_bytes())),
+        ..LoadRow::default()
+    });
+    let root = RootRow {
+        version: 3,
+        writer: 1,
+        mtime: 1,
+    };
+    let rows = rows.into_iter().chain([model::version_row(root)]);
+    let (mut tree, notes) = Tree::load(rows, 0).unwrap();
+    assert_eq!(
+        notes,
+        [LoadNote::VersionBehind {
+            stored: Some(3),
+            highest: 30
+        }]
+    );
+    assert_eq!(tree.root_row(), root);
+    let made = ["a", "b", "c", "d"].map(|name| local(&mut tree, create(name), 1).unwrap().inode);
+    assert_eq!(made, [4, 7, 8, 10]);
+    // Only a new entry needs a number of its own.
+    let changed = local(&mut tree, delete("a"), 1).unwrap();
+    assert_eq!(changed.root.version, 11);
 }
 
 #[test]
