@@ -19,7 +19,7 @@ use crate::dcdb::{self, Dcdb};
 use crate::dfsm::{Application, Busy, Event, Level, Now, Ticket};
 use crate::kvstore::{self, Kvstore};
 use crate::replica::Announcer;
-use crate::replica::local::Clock;
+use crate::replica::Clock;
 use crate::status::Status;
 
 /// What the machines are told of the passing time.
