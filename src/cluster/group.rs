@@ -166,6 +166,11 @@ impl<A: Application, S: Surroundings<A>> Group<A, S> {
         matches!(self.link, Link::Open(_)) && self.queue.trying.is_some()
     }
 
+    /// Bytes that wait for corosync.
+    pub fn queued(&self) -> usize {
+        self.queue.bytes
+    }
+
     /// There is something to send at once.
     pub fn wants_room(&self) -> bool {
         self.machine.has_bulk() && self.queue.bytes < SHORT_QUEUE
