@@ -2,14 +2,26 @@
 CARGO ?= cargo
 RUN_DIR ?= $(CURDIR)/target/run
 PACKAGES = gcc libc6-dev make pkg-config libsqlite3-dev sqlite3 libqb-dev iproute2 python3 procps mount util-linux rrdtool rrdcached \
-	libcpg-dev libcmap-dev libquorum-dev libcorosync-common-dev corosync libclang-dev
+	libcpg-dev libcmap-dev libquorum-dev libcorosync-common-dev corosync libclang-dev \
+	g++ perl libperl-dev valgrind libjson-perl libnet-ssleay-perl
 TEST_ARGS ?=
 sim: export SEEDS ?= 20000
 
-.PHONY: run check sim bench fmt lint build deps root unit compat
+.PHONY: run check sim bench fmt lint build deps root unit compat perl perl-modules
 
 build: deps
 	$(CARGO) build --release --locked --workspace
+
+# The library in target/client/usr, the Perl modules in target/perl: PERL5LIB=target/perl perl ...
+CLIENT = $(CURDIR)/target/client
+perl: build perl-modules
+
+# of what is built already
+perl-modules:
+	sh libpmxcfs/install target/release "$(CLIENT)" /usr /usr/lib
+	$(MAKE) -C perl install BUILD="$(CURDIR)/target/perl-build" DESTDIR= PERLDIR="$(CURDIR)/target/perl" \
+		ARCHDIR="$(CURDIR)/target/perl" PMXCFS_CFLAGS="-I$(CLIENT)/usr/include" \
+		PMXCFS_LIBS="-L$(CLIENT)/usr/lib -lpmxcfs -Wl,-rpath,'\$$\$$ORIGIN/../../../../client/usr/lib'"
 
 deps:
 	@sh packaging/install-deps $(PACKAGES)
@@ -34,7 +46,7 @@ unit: deps
 sim: deps
 	$(CARGO) test --locked --test simulation -- --nocapture
 
-compat: build
+compat: build perl
 	PMXCFS_UNDER_TEST=$${PMXCFS_UNDER_TEST:-$(CURDIR)/target/release/pmxcfs} \
 	$(CARGO) test --locked -p compat-tests --no-fail-fast $(TEST_ARGS) -- --nocapture --test-threads=1
 

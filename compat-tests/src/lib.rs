@@ -9,6 +9,7 @@
 //! * [`differences`] – the table of intended differences and the comparison against it.
 //! * [`dbfile`] – reading and making config.db without any code of the daemon.
 //! * [`index`] – the memdb index and overall checksum, written a second time from the specification.
+//! * [`machine`] – a fresh Debian with systemd to install packages in.
 //! * [`model`] – the changes of the crash test.
 //! * [`report`] – the numbers measured.
 //! * [`shm`] – the shared-memory transport spoken by hand, by clients that mean harm.
@@ -21,6 +22,7 @@ pub mod dbfile;
 pub mod differences;
 pub mod index;
 pub mod lab;
+pub mod machine;
 pub mod model;
 pub mod report;
 pub mod shm;
@@ -30,6 +32,7 @@ pub use client::{Client, Reply};
 pub use daemon::Daemon;
 pub use differences::Checker;
 pub use lab::{Lab, Node};
+pub use machine::Machine;
 pub use report::report;
 pub use subject::Subject;
 
@@ -116,6 +119,7 @@ fn missing_tools() -> Vec<String> {
         ("cc", "gcc libc6-dev"),
         ("python3", "python3"),
         ("sqlite3", "sqlite3"),
+        ("prove", "perl"),
     ] {
         if !found(tool) {
             missing.push(format!("{tool} is missing: apt install {package}"));

@@ -251,7 +251,8 @@ C<notice> (5), C<info> (6), C<debug> (7); anything else dies with C<need numeric
 B<This includes C<emerg>>, as it always did; 0 is what may be used. The daemon does not log
 numbers above 7.
 
-I<ident> is the user. Characters outside of ASCII become C<\uXXXX>, as in JSON. In the cluster log
+I<ident> is the user; without one syslog has the message alone. A message that is missing or empty
+becomes C<empty message>. Characters outside of ASCII become C<\uXXXX>, as in JSON. In the cluster log
 I<ident> and the tag of L<PVE::SafeSyslog> are cut after 254 bytes and the message where an entry
 of 4096 bytes is full. Does not die if the daemon cannot be reached; syslog tells
 C<writing cluster log failed: ...>.

@@ -212,6 +212,7 @@ sub log_msg {
     die 'need numeric log priority' if $priority !~ m/^\d+\z/;
 
     ($ident, $message) = (ascii($ident), ascii($message));
+    $message = 'empty message' if $message eq '';
     syslog($priority, '%s', $ident eq '' ? $message : "<$ident> $message");
 
     my ($user, $tag) = map { short_c_string($_) } ($ident, PVE::SafeSyslog::tag());
