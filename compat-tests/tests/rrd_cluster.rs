@@ -12,7 +12,8 @@ use compat_tests::client::{ROOT, compile};
 use compat_tests::daemon::{proc_value, wait_for};
 use compat_tests::report::median;
 use compat_tests::{Client, Node, Subject, golden, lab, report};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use rrd::{BASE, Cached, Feed, Value, cpu, feed, guests, last, now, others, rrdtool};
 use std::fs;
 use std::process::Stdio;
@@ -27,7 +28,7 @@ const RECORDED: &str = "1795333407";
 /// Node 1 is of release 8, node 2 of release 9, node 3 of a later one that knows more columns. All
 /// nodes have the same files, made of all of them; the dump has what was sent.
 fn keys_of_two_releases(who: &Assignment) {
-    let mut cluster = Cluster::new(who);
+    let cluster = Cluster::new(who);
     let time = now();
     let recorded = fs::read_to_string(golden("status/rrd/requests-info-files.txt")).unwrap();
     let mut sent = Vec::new();
@@ -46,7 +47,8 @@ fn keys_of_two_releases(who: &Assignment) {
     }
     for on in 1..=3 {
         compare_dump(&cluster, on, &sent);
-        compare_files(&cluster.node(on), time);
+        let twice_cut = on != 3 && !who.is_ours(3) && !who.is_ours(on);
+        compare_files(&cluster.node(on), time, twice_cut);
     }
     for i in who.our_nodes() {
         let log = cluster.log(i);
@@ -75,8 +77,9 @@ fn compare_dump(cluster: &Cluster, on: usize, sent: &[(usize, String, String)]) 
     assert_eq!(lines, sent.len(), "{} node {on}", cluster.who.name);
 }
 
-/// The files that were recorded for these values in local mode.
-fn compare_files(node: &Node, time: u32) {
+/// The files that were recorded for these values in local mode. From one reference node to another
+/// a line with unknown columns is cut twice, by a character too much (a known defect).
+fn compare_files(node: &Node, time: u32, twice_cut: bool) {
     for file in [
         "pve-node-9.0/node1",
         "pve-node-9.0/node2",
@@ -89,7 +92,10 @@ fn compare_files(node: &Node, time: u32) {
         let there = || node.path(BASE).join(file).exists() && last(node, file) == time;
         assert!(wait_for(LIMIT, there), "{file}");
         let name = format!("status/rrd/{}.lastupdate.txt", file.replace('/', "_"));
-        let want = fs::read_to_string(golden(&name)).unwrap();
+        let mut want = fs::read_to_string(golden(&name)).unwrap();
+        if twice_cut && file == "pve-node-9.0/future" {
+            want = want.replace(" 5.50\n", " 5.5\n");
+        }
         let got = rrdtool(node, "lastupdate", file, &[]);
         assert_eq!(got, want.replace(RECORDED, &time.to_string()), "{file}");
     }
@@ -225,6 +231,47 @@ fn guests_of_the_reference() {
     if let Some(reference) = Subject::reference_or_skip("guests_of_the_reference") {
         guests_10000(&reference);
     }
+}
+
+/// A corosync that stands still takes no messages: what waits for it has a bound, and no client of
+/// the status waits at all.
+#[test]
+fn a_stopped_corosync_costs_no_memory() {
+    const VALUES: u32 = 200_000;
+    let _quiet = lab::quiet();
+    let mut cluster = Cluster::new(&Assignment::ours());
+    let node = cluster.node(3);
+    let pid = cluster.daemon(3).pid();
+    let memory = || proc_value(pid, "status", "VmRSS").unwrap();
+    let values: Vec<Value> = (0..VALUES / 100)
+        .flat_map(|_| guests(100, 1000).into_iter().map(|(_, value)| value))
+        .enumerate()
+        .map(|(n, value)| (format!("unknown/{}", n % 100), value))
+        .collect();
+    feed(&node, 0, &values[..1000]);
+    let before = memory();
+    let corosync = |signal| {
+        for pid in cluster.lab.pids(3, "corosync") {
+            kill(Pid::from_raw(pid), signal).unwrap();
+        }
+    };
+    corosync(Signal::SIGSTOP);
+    let fed = feed(&node, 0, &values);
+    let grown = memory().saturating_sub(before);
+    corosync(Signal::SIGCONT);
+    report(&format!(
+        "rrd cluster OOO: {VALUES} values without corosync: {fed:?}, {grown} KiB more"
+    ));
+    assert_eq!(fed.errors, 0);
+    assert!(fed.max < 1_000_000, "{fed:?}");
+    assert!(grown < 32 * 1024, "{grown} KiB");
+    // It works again, and nobody misses a value that counts.
+    assert_eq!(Client::new(&node, ROOT).set_status("kv/after", b"x"), 0);
+    let other = Client::new(&cluster.node(1), ROOT);
+    let there = || other.get_status("kv/after", "node3").error() == Some(0);
+    assert!(wait_for(cluster::SOON, there));
+    cluster.wait_online();
+    cluster.finish();
 }
 
 const STORAGES: u32 = 100;

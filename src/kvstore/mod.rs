@@ -27,6 +27,13 @@ pub enum Request {
     Log(Vec<u8>),
 }
 
+impl Request {
+    /// Round-robin data: the next value is here in ten seconds anyway.
+    pub fn is_fleeting(&self) -> bool {
+        matches!(self, Request::Update { key, .. } if key.starts_with(b"rrd/"))
+    }
+}
+
 /// Nothing: round-robin data are handed on by [`Status`], to a thread of their own.
 pub type Action = std::convert::Infallible;
 
