@@ -3,10 +3,11 @@ CARGO ?= cargo
 RUN_DIR ?= $(CURDIR)/target/run
 PACKAGES = gcc libc6-dev make pkg-config libsqlite3-dev sqlite3 libqb-dev iproute2 python3 procps mount util-linux rrdtool rrdcached \
 	libcpg-dev libcmap-dev libquorum-dev libcorosync-common-dev corosync libclang-dev \
-	g++ perl libperl-dev valgrind
+	g++ perl libperl-dev valgrind libjson-perl libnet-ssleay-perl
 TEST_ARGS ?=
+sim: export SEEDS ?= 20000
 
-.PHONY: run check bench fmt lint build deps root unit compat check-package perl perl-modules
+.PHONY: run check sim bench fmt lint build deps root unit compat check-package perl perl-modules
 
 build: deps
 	$(CARGO) build --release --locked --workspace
@@ -40,6 +41,10 @@ lint: deps
 # libclang: the bindings of corosync are compared with its headers.
 unit: deps
 	REQUIRE_LIBCLANG=1 $(CARGO) test --locked --workspace --exclude compat-tests $(TEST_ARGS)
+
+# More simulated clusters than `make check` tries; SEED=n replays one.
+sim: deps
+	$(CARGO) test --locked --test simulation -- --nocapture
 
 compat: build perl
 	PMXCFS_UNDER_TEST=$${PMXCFS_UNDER_TEST:-$(CURDIR)/target/release/pmxcfs} \

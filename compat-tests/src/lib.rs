@@ -119,6 +119,7 @@ fn missing_tools() -> Vec<String> {
         ("cc", "gcc libc6-dev"),
         ("python3", "python3"),
         ("sqlite3", "sqlite3"),
+        ("prove", "perl"),
     ] {
         if !found(tool) {
             missing.push(format!("{tool} is missing: apt install {package}"));

@@ -113,6 +113,8 @@ pub(super) struct Database {
 impl Database {
     /// The database around its tree, and where that lives.
     pub fn new(parts: DatabaseParts, observers: Observers) -> (Database, Host) {
+        // The node leaves the group then, and comes back when all is written.
+        parts.store.be_impatient();
         let differences = Arc::new(Mutex::new(Vec::new()));
         let host = Host {
             tree: parts.tree.clone(),

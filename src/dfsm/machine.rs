@@ -87,8 +87,8 @@ pub struct Machine<A: Application> {
     pub(super) applied: VecDeque<Applied<A::Reply>>,
     pub(super) held: VecDeque<Held<A::Request>>,
     pub(super) checksum: Checksum,
-    /// Updates of the current epoch are still to be sent.
-    pub(super) bulk: bool,
+    /// Updates of the current epoch are still to be sent; so many were.
+    pub(super) bulk: Option<usize>,
     pub(super) out: Vec<ActionOf<A>>,
     /// Connecting failed and has not worked since.
     pub(super) outage: bool,
@@ -125,7 +125,7 @@ impl<A: Application> Machine<A> {
             applied: VecDeque::new(),
             held: VecDeque::new(),
             checksum: Checksum::default(),
-            bulk: false,
+            bulk: None,
             out: Vec::new(),
             outage: false,
             stopping: false,
@@ -145,6 +145,11 @@ impl<A: Application> Machine<A> {
     /// The replicated application; for what needs no replication.
     pub fn app_mut(&mut self) -> &mut A {
         &mut self.app
+    }
+
+    /// What was set.
+    pub fn config(&self) -> &Config {
+        &self.config
     }
 
     /// Current mode.
@@ -179,7 +184,7 @@ impl<A: Application> Machine<A> {
 
     /// True while the leader has updates left: give [`Event::Room`] when the send queue is short.
     pub fn has_bulk(&self) -> bool {
-        self.bulk
+        self.bulk.is_some()
     }
 
     /// Takes one event; appends what is to be done to `out`.
@@ -215,7 +220,7 @@ impl<A: Application> Machine<A> {
         }
         self.mode = mode;
         let (level, text) = match mode {
-            Mode::Start => (Level::Debug, "start cluster connection"),
+            Mode::Start => (Level::Notice, "start cluster connection"),
             Mode::StartSync => (Level::Notice, "starting data syncronisation"),
             Mode::Synced => (Level::Notice, "all data is up to date"),
             Mode::Update => (Level::Notice, "waiting for updates from leader"),
@@ -270,7 +275,7 @@ impl<A: Application> Machine<A> {
 
     /// Frees what belongs to the current synchronisation.
     pub(super) fn forget_sync(&mut self) {
-        self.bulk = false;
+        self.bulk = None;
         self.app.forget_sync();
         for member in &mut self.members {
             member.state = None;
@@ -325,14 +330,16 @@ impl<A: Application> Machine<A> {
     /// Sends updates until about `bulk_bytes` are out, and UPDATE_COMPLETE behind the last.
     pub(super) fn send_bulk(&mut self) {
         let mut bytes = 0;
-        while self.bulk && bytes < self.config.bulk_bytes {
+        while let Some(sent) = self.bulk.filter(|_| bytes < self.config.bulk_bytes) {
             match self.app.next_update() {
                 Some(payload) => {
                     bytes += wire::STATE_LEN + payload.len();
+                    self.bulk = Some(sent + 1);
                     self.send_state(wire::Type::Update, &payload);
                 }
                 None => {
-                    self.bulk = false;
+                    self.bulk = None;
+                    self.log(Level::Notice, format!("sent all ({sent}) updates"));
                     self.send_state(wire::Type::UpdateComplete, b"");
                 }
             }
@@ -344,7 +351,7 @@ impl<A: Application> Machine<A> {
             return;
         }
         // A verify message of this epoch would make an old node in UPDATE leave.
-        let busy = self.bulk || self.members.iter().any(|m| !m.synced);
+        let busy = self.bulk.is_some() || self.members.iter().any(|m| !m.synced);
         if busy || self.checksum.counter != self.checksum.id {
             self.log(Level::Notice, "delay verify request");
             return;

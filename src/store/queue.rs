@@ -118,6 +118,8 @@ pub(super) struct Shared {
     /// The queue ran empty, or the thread has ended, or is in trouble.
     pub(super) quiet: Condvar,
     pub(super) errors: Arc<AtomicBool>,
+    /// Nobody waits for a full or broken disk.
+    pub(super) impatient: AtomicBool,
     on_refusal: OnceLock<OnRefusal>,
 }
 
@@ -134,6 +136,7 @@ impl Shared {
             work: Condvar::new(),
             quiet: Condvar::new(),
             errors: Arc::default(),
+            impatient: AtomicBool::new(false),
             on_refusal: OnceLock::new(),
         }
     }
@@ -377,6 +380,12 @@ impl StoreHandle {
     /// cleared when everything could be written after all.
     pub fn errors(&self) -> Arc<AtomicBool> {
         Arc::clone(&self.0.errors)
+    }
+
+    /// From now on a change that meets a disk that cannot be written is answered with
+    /// [`Error::Io`] at once. It is kept and written later, as if its caller had waited in vain.
+    pub fn be_impatient(&self) {
+        self.0.impatient.store(true, Ordering::Release);
     }
 
     /// `hook` is called with each change whose ticket gets an error although the change is kept and

@@ -13,6 +13,7 @@ use super::db::Db;
 use super::open::{Store, sqlite_text};
 use super::queue::{Pending, Shared, StoreHandle, Turn};
 use super::trouble::{Patience, Trouble};
+use crate::memdb::Error;
 
 /// The read lock that a burst of transactions keeps is given back when none came for so long.
 const IDLE: Duration = Duration::from_millis(50);
@@ -158,11 +159,13 @@ impl Worker {
             self.shared.errors.store(true, Ordering::Release);
             self.shared.quiet.notify_all();
         }
-        if let Some(answer) = state.answer {
+        let impatient = state.refuse_new && self.shared.impatient.load(Ordering::Acquire);
+        let answer = state.answer.or(impatient.then_some(Error::Io));
+        if let Some(answer) = answer {
             self.shared.send_away(batch, answer);
         }
         let mut queue = self.shared.queue.lock();
-        if queue.closing && state.answer.is_some() {
+        if queue.closing && answer.is_some() {
             return false;
         }
         // Woken early by the end only.

@@ -78,6 +78,14 @@ impl Lab {
         assert!(output.status.success(), "lab.sh {args:?}: {errors}");
     }
 
+    /// Runs a command inside the node; true if it succeeds.
+    pub fn exec(&self, node: usize, command: &[&str]) -> bool {
+        let node = node.to_string();
+        let args: Vec<&str> = ["exec", &node].iter().chain(command).copied().collect();
+        let output = self.command(&args).stdin(Stdio::null()).output().unwrap();
+        output.status.success()
+    }
+
     pub fn start_corosync(&self, node: usize) {
         self.run(&["exec", &node.to_string(), "corosync"]);
     }

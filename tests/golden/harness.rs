@@ -55,7 +55,7 @@ impl Node {
             Arc::clone(&status),
             replica,
             Arc::new(NeverPending),
-            Box::new(move || time.load(Ordering::Relaxed)),
+            Arc::new(move || time.load(Ordering::Relaxed)),
         );
         Node {
             tree,

@@ -31,6 +31,9 @@ impl World {
             if slot.fresh && solid && process.all_synced() {
                 slot.fresh = false;
             }
+            if matches!(process, Process::Ours(ours) if ours.disk_is_broken()) {
+                return Err(format!("node {node} is synced with a broken disk"));
+            }
             let version = process.tree().root_row().version;
             if slot.print.0 != version {
                 if slot.version != version && process.members() <= majority {

@@ -1,7 +1,7 @@
 //! Whole clusters in one thread, from a seed: a virtual corosync, our state machine and a model of
 //! the C daemon, crashes, partitions, slow and failing stores, and invariants after every step.
 //!
-//! `SEEDS=n` runs the seeds 0 to n - 1 (default 2000), `FIRST=k` starts at
+//! `make sim` runs more of them. `SEEDS=n` runs the seeds 0 to n - 1 (default 2000), `FIRST=k` starts at
 //! k, `SEED=k` replays one and prints its history (with `FAULTS` and `REQUESTS` as a failure
 //! printed them). A failing seed is shrunk and its history printed.
 #![forbid(unsafe_code)]
