@@ -35,17 +35,33 @@ for my $round (1 .. 5) {
     is(died(sub { PVE::Cluster::cfs_update(1) }), '', "round $round: all is well");
 }
 
-# A request that is not given up is answered when the daemon goes on.
-kill('STOP', $daemon) or die $!;
-my $pid = fork() // die $!;
-if (!$pid) {
-    sleep(1);
+# Stops the daemon for so many seconds. The process that lets it go on.
+sub pause {
+    my ($seconds) = @_;
+    kill('STOP', $daemon) or die $!;
+    my $pid = fork() // die $!;
+    return $pid if $pid;
+    sleep($seconds);
     kill('CONT', $daemon);
     exit(0);
 }
+
+# A request that is not given up is answered when the daemon goes on.
+my $pid = pause(1);
 my $start = time();
 is(PVE::Cluster::get_config('user.cfg'), "content\n", 'answered late');
 cmp_ok(time() - $start, '>', 0.9, 'when the daemon went on');
+is_deeply([wait_for_children($pid)], [0], 'child');
+
+# The kernel lets nobody give up making a directory: the alarm rings meanwhile, and the lock is got
+# too late. It must not stay.
+mkdir('/etc/pve/priv');
+is(PVE::Cluster::cfs_lock_domain('late', 1, sub { 1 }), 1, 'a lock');
+my $ran = 0;
+$pid = pause(2.5);
+PVE::Cluster::cfs_lock_domain('late', 1, sub { $ran++ });
+is_deeply([$ran, $@], [0, "cfs-lock 'domain-late' error: got lock request timeout\n"], 'too late');
+is(-e '/etc/pve/priv/lock/domain-late', undef, 'and given back');
 is_deeply([wait_for_children($pid)], [0], 'child');
 unlink('/etc/pve/user.cfg');
 

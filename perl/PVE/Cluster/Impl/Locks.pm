@@ -22,9 +22,10 @@ sub checked_name {
     return $checked;
 }
 
-# Waits until the directory could be made. Returns 1, or dies.
+# Waits until the directory could be made, and tells so in $$held; otherwise dies. It can do both:
+# a daemon that hung may make the directory when the alarm has already rung.
 sub acquire {
-    my ($name, $path, $timeout) = @_;
+    my ($name, $path, $timeout, $held) = @_;
 
     local $SIG{ALRM} = sub { die "got lock request timeout\n" };
     my $start = clock_gettime(CLOCK_MONOTONIC);
@@ -33,7 +34,9 @@ sub acquire {
         my $left = max($timeout - int($waited), 1);
         # The daemon could be the one that does not answer.
         alarm($left);
-        return 1 if mkdir($path);
+        # A statement of its own: signals are handled after it, not in the middle.
+        $$held = mkdir($path);
+        return if $$held;
 
         my $pause = min($left, 10) / 10;
         die "got lock request timeout\n" if $waited + $pause >= $timeout;
@@ -63,7 +66,7 @@ sub run_locked {
             mkdir($dir);
             die "pve cluster filesystem not online.\n" if !-d $dir;
 
-            $held = acquire($name, $path, $timeout || $WAIT);
+            acquire($name, $path, $timeout || $WAIT, \$held);
 
             local $SIG{ALRM} = sub { die "'$name'-locked command timed out - aborting\n" };
             alarm($HOLD);
