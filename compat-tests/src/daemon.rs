@@ -223,6 +223,26 @@ impl Daemon {
         exit
     }
 
+    /// Stops all its threads (SIGSTOP) and waits until they stand; [`Daemon::thaw`] lets them go on.
+    pub fn freeze(&self) {
+        kill(Pid::from_raw(self.pid()), Signal::SIGSTOP).expect("the daemon lives");
+        let stands = |thread: std::fs::DirEntry| {
+            std::fs::read_to_string(thread.path().join("stat"))
+                .is_ok_and(|stat| stat.rsplit(") ").next().is_some_and(|s| s.starts_with('T')))
+        };
+        let tasks = format!("/proc/{}/task", self.pid());
+        let frozen = || {
+            let threads = std::fs::read_dir(&tasks).expect("the daemon lives");
+            threads.flatten().all(stands)
+        };
+        assert!(wait_for(PATIENCE, frozen), "the daemon does not stop");
+    }
+
+    /// Ends [`Daemon::freeze`].
+    pub fn thaw(&self) {
+        kill(Pid::from_raw(self.pid()), Signal::SIGCONT).expect("the daemon lives");
+    }
+
     /// Orderly stop (SIGTERM).
     pub fn stop(mut self) -> Exit {
         self.signal(Signal::SIGTERM)

@@ -6,6 +6,7 @@
 //! * [`lab`] – nodes (namespaces), numbered so that tests run side by side.
 //! * [`daemon`] – start, wait until usable, stop, kill, measure.
 //! * [`client`] – the libqb client.
+//! * [`capi`] – libpmxcfs and the Perl modules, and programs that use them.
 //! * [`differences`] – the table of intended differences and the comparison against it.
 //! * [`dbfile`] – reading and making config.db without any code of the daemon.
 //! * [`index`] – the memdb index and overall checksum, written a second time from the specification.
@@ -16,6 +17,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)]
 
+pub mod capi;
 pub mod client;
 pub mod daemon;
 pub mod dbfile;
@@ -117,6 +119,12 @@ fn missing_tools() -> Vec<String> {
         ("awk", "mawk"),
         ("gzip", "gzip"),
         ("cc", "gcc libc6-dev"),
+        ("g++", "g++"),
+        ("make", "make"),
+        ("perl", "perl"),
+        ("xsubpp", "perl"),
+        ("pkg-config", "pkg-config"),
+        ("valgrind", "valgrind"),
         ("python3", "python3"),
         ("sqlite3", "sqlite3"),
         ("prove", "perl"),
