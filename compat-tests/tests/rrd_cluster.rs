@@ -28,7 +28,7 @@ const RECORDED: &str = "1795333407";
 /// Node 1 is of release 8, node 2 of release 9, node 3 of a later one that knows more columns. All
 /// nodes have the same files, made of all of them; the dump has what was sent.
 fn keys_of_two_releases(who: &Assignment) {
-    let mut cluster = Cluster::new(who);
+    let cluster = Cluster::new(who);
     let time = now();
     let recorded = fs::read_to_string(golden("status/rrd/requests-info-files.txt")).unwrap();
     let mut sent = Vec::new();
