@@ -7,7 +7,7 @@ PACKAGES = gcc libc6-dev make pkg-config libsqlite3-dev sqlite3 libqb-dev iprout
 TEST_ARGS ?=
 sim: export SEEDS ?= 20000
 
-.PHONY: run check sim bench fmt lint build deps root unit compat perl perl-modules
+.PHONY: run check sim bench fmt lint build deps root unit compat check-package perl perl-modules
 
 build: deps
 	$(CARGO) build --release --locked --workspace
@@ -32,7 +32,7 @@ root:
 run: root build
 	@sh packaging/run-local target/release/pmxcfs "$(RUN_DIR)"
 
-check: root lint unit compat
+check: root lint unit compat check-package
 
 lint: deps
 	$(CARGO) fmt --all --check
@@ -49,6 +49,15 @@ sim: deps
 compat: build perl
 	PMXCFS_UNDER_TEST=$${PMXCFS_UNDER_TEST:-$(CURDIR)/target/release/pmxcfs} \
 	$(CARGO) test --locked -p compat-tests --no-fail-fast $(TEST_ARGS) -- --nocapture --test-threads=1
+
+# Builds the Debian packages and installs them on a fresh Debian, which is kept in target/package.
+PACKAGE_DIR = $(CURDIR)/target/package
+check-package: root deps
+	@sh packaging/install-deps build-essential debhelper debootstrap fakeroot lintian
+	sh packaging/build-package "$(PACKAGE_DIR)" -j$$(nproc)
+	bash compat-tests/tools/machine.sh base "$(PACKAGE_DIR)/base"
+	PACKAGES_UNDER_TEST="$(PACKAGE_DIR)" \
+	$(CARGO) test --locked -p compat-tests --test package $(TEST_ARGS) -- --nocapture --test-threads=1
 
 bench: root build
 	PMXCFS_UNDER_TEST=$${PMXCFS_UNDER_TEST:-$(CURDIR)/target/release/pmxcfs} \

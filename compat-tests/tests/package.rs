@@ -9,6 +9,8 @@
 mod content;
 #[path = "package/install.rs"]
 mod install;
+#[path = "package/restart.rs"]
+mod restart;
 #[path = "package/service.rs"]
 mod service;
 #[path = "package/setup.rs"]

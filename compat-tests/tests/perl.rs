@@ -182,6 +182,20 @@ fn lock_limits() {
     assert_eq!(daemon.stop().code, 0);
 }
 
+/// A daemon that is stopped (SIGSTOP) under a client that gives up waiting.
+#[test]
+fn hung_daemon() {
+    let (_lab, node) = Lab::single();
+    let daemon = Daemon::local(&node, &Subject::ours());
+    for mode in MODES {
+        let mut command = in_lab(node.command("prove"), node.index);
+        command.env("PVE_CLUSTER_DAEMON_PID", daemon.pid().to_string());
+        let output = prove(command, mode, &["hung"]).output().unwrap();
+        passed(&format!("{mode:?} hung"), &output);
+    }
+    assert_eq!(daemon.stop().code, 0);
+}
+
 /// What a polling client saw.
 #[derive(Debug)]
 struct Polled {

@@ -142,6 +142,7 @@ subtest 'cluster log (7, 8)' => sub {
         my $error = died(sub { PVE::Cluster::log_msg($name, 'r', 'm') });
         like($error, qr/^need numeric log priority at /, 'priority ' . ($name // 'undef'));
     }
+    is(ord($log->(256, 'r', 'm')), 255, 'a number beyond a byte does not become a small one');
     PVE::SafeSyslog::taken();
     FakeIPCC::answer(7, undef, EINVAL);
     PVE::Cluster::log_msg('info', 'r', 'm');

@@ -41,6 +41,8 @@ sub dump_to {
     # Nothing of the caller's environment is trusted to find or to run the program.
     local $ENV{PATH} = '/usr/sbin:/usr/bin:/sbin:/bin';
     delete local @ENV{qw(IFS CDPATH ENV BASH_ENV)};
+    # A handler of the caller could take the exit status.
+    local $SIG{CHLD} = 'DEFAULT';
 
     sysopen(my $out, $path, O_WRONLY | O_CREAT | O_EXCL, oct('600'))
         or die "unable to create '$path' - $!\n";

@@ -7,7 +7,7 @@ use warnings;
 
 use List::Util qw(max min);
 use Scalar::Util qw(blessed);
-use Time::HiRes qw(alarm sleep);
+use Time::HiRes qw(alarm clock_gettime sleep CLOCK_MONOTONIC);
 
 use PVE::Cluster::Impl::Files;
 
@@ -27,21 +27,22 @@ sub acquire {
     my ($name, $path, $timeout) = @_;
 
     local $SIG{ALRM} = sub { die "got lock request timeout\n" };
-    my $slept = 0; # milliseconds
+    my $start = clock_gettime(CLOCK_MONOTONIC);
+    my $waited = 0; # seconds
     while (1) {
-        my $left = max($timeout - int($slept / 1000), 1);
+        my $left = max($timeout - int($waited), 1);
         # The daemon could be the one that does not answer.
         alarm($left);
         return 1 if mkdir($path);
 
-        my $pause = int(min($left, 10) * 100);
-        die "got lock request timeout\n" if $slept + $pause >= $timeout * 1000;
+        my $pause = min($left, 10) / 10;
+        die "got lock request timeout\n" if $waited + $pause >= $timeout;
         # Asks the daemon to remove the lock if its holder is gone.
         utime(0, 0, $path);
-        sleep($pause / 1000);
-        my $seconds = int($slept / 1000);
-        $slept += $pause;
-        print STDERR "trying to acquire cfs lock '$name' ...\n" if int($slept / 1000) > $seconds;
+        sleep($pause);
+        my $second = int($waited);
+        $waited = clock_gettime(CLOCK_MONOTONIC) - $start;
+        print STDERR "trying to acquire cfs lock '$name' ...\n" if int($waited) > $second;
     }
     return;
 }
