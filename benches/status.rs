@@ -111,7 +111,7 @@ fn main() {
     let status = Arc::new(Status::new("n0", 5, 1));
     status.reloaded(&tree.read());
     let (replica, pending) = (Arc::new(NoPeers), Arc::new(NeverPending));
-    let clock = Box::new(|| 5);
+    let clock = Arc::new(|| 5);
     let mut service = ConfigService::new(
         Arc::clone(&tree),
         Arc::clone(&status),

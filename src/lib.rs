@@ -26,6 +26,8 @@ pub mod errno_text;
 pub mod fs;
 pub mod ipc;
 pub mod kvstore;
+mod le;
+mod log_limit;
 pub mod memdb;
 pub mod replica;
 pub mod rrd;

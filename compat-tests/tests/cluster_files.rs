@@ -119,14 +119,17 @@ fn operations(who: &Assignment) {
         ));
     }
     for i in 1..=3 {
-        let vmlist = cluster.on(i, || fs::read_to_string(format!("{AT}/.vmlist")).unwrap());
-        for guest in 1..=3 {
-            let line = format!(
-                "\"{guest}00\": {{ \"node\": \"node{}\", \"type\": \"qemu\"",
-                guest % 3 + 1
-            );
-            assert!(vmlist.contains(&line), "{}: node {i}: {vmlist}", who.name);
-        }
+        // the reference shows for a second what was true when somebody last asked for the size
+        let mut vmlist = String::new();
+        let complete = wait_for(VISIBLE, || {
+            vmlist = cluster.on(i, || fs::read_to_string(format!("{AT}/.vmlist")).unwrap());
+            (1..=3).all(|guest| {
+                let to = guest % 3 + 1;
+                let line = format!("\"{guest}00\": {{ \"node\": \"node{to}\", \"type\": \"qemu\"");
+                vmlist.contains(&line)
+            })
+        });
+        assert!(complete, "{}: node {i}: {vmlist}", who.name);
     }
     let tree = cluster.same_trees(VISIBLE);
     assert_eq!(tree["d2/b"].3, b"replaced");

@@ -8,7 +8,7 @@ use compat_tests::daemon::{proc_value, wait_for};
 use compat_tests::report::median;
 use compat_tests::{Daemon, Lab, Node, Subject, lab, on_both, report};
 use nix::sys::signal::Signal;
-use rrd::{BASE, Cached, Feed, Value, cpu, feed, last, now};
+use rrd::{BASE, Cached, Feed, cpu, feed, guests, last, now, others};
 use std::fs;
 use std::time::{Duration, Instant};
 
@@ -17,19 +17,6 @@ on_both!(guests_10000);
 const GUESTS: u32 = 10_000;
 /// Longest time a value may take to be accepted, in microseconds.
 const DELAY: u64 = 50_000;
-
-fn guests(count: u32, time: u32) -> Vec<Value> {
-    let text = |i: u32| {
-        format!(
-            "5000:guest {i}:running:0:{time}:2:0.25:2147483648:1073741824:34359738368:0:{}:2000:\
-             3000:4000:1200000000:0.10:0.20:0.30:0.40:0.50:0.60",
-            time % 10_000
-        )
-    };
-    (0..count)
-        .map(|i| (format!("pve-vm-9.0/{}", 100 + i), text(i)))
-        .collect()
-}
 
 /// 10,000 guests, each with one value every 10 s, for a minute. Their files are one file with many
 /// names: rrdcached keeps the values, the disk has no 13 GB to write.
@@ -83,29 +70,6 @@ fn guests_10000(subject: &Subject) {
         assert!(median(&p99) <= DELAY as f64, "{p99:?}");
     }
     daemon.stop();
-}
-
-const READS: usize = 400;
-
-/// Times of reading `.version` and of creating a file, in microseconds, p99 of each.
-fn others(node: &Node, round: usize) -> [f64; 2] {
-    node.inside(|| {
-        let dir = format!("/etc/pve/round{round}");
-        fs::create_dir(&dir).unwrap();
-        let mut times: [Vec<f64>; 2] = Default::default();
-        for i in 0..READS {
-            let start = Instant::now();
-            assert!(fs::read("/etc/pve/.version").unwrap().len() > 100);
-            times[0].push(start.elapsed().as_secs_f64() * 1e6);
-            let start = Instant::now();
-            fs::File::create(format!("{dir}/f{i}")).unwrap();
-            times[1].push(start.elapsed().as_secs_f64() * 1e6);
-        }
-        times.map(|mut times| {
-            times.sort_by(f64::total_cmp);
-            times[times.len() * 99 / 100]
-        })
-    })
 }
 
 const STORAGES: u32 = 300;

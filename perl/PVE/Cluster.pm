@@ -88,7 +88,7 @@ The module may be used in taint mode (B<perl -T>).
 =head2 Errors of requests
 
 Unless a function says otherwise, a request that fails ends in an exception with the text
-C<ipcc_send_rec[>I<operation>C<] failed: >I<reason>C<\n>, where I<reason> is the text of the
+C<ipcc_send_rec[I<operation>] failed: I<reason>\n>, where I<reason> is the text of the
 system's error number: C<Connection refused> when the daemon does not run, C<Permission denied>
 and C<Operation not permitted> when the caller may not do that. While the daemon restarts, a
 request waits for up to 10 seconds instead of failing.
@@ -115,15 +115,15 @@ The directories F</etc/pve> and F</etc/pve/priv>.
 
 =item get_vmlist()
 
-The guest list of the last C<cfs_update>, a reference to C<{ version, ids =E<gt> { >I<vmid>
-C<=E<gt> { node, type, version } } }>, where I<type> is C<qemu>, C<lxc> or C<openvz>. C<ids> is
+The guest list of the last C<cfs_update>, a reference to
+C<< { version, ids => { I<vmid> => { node, type, version } } } >>, where I<type> is C<qemu>, C<lxc> or C<openvz>. C<ids> is
 missing without guests, and everything before the first C<cfs_update>. Must not be changed.
 
 =item get_clinfo()
 
-The cluster information of the last C<cfs_update>, a reference to C<{ nodename, version, cluster
-=E<gt> { name, version, nodes, quorate }, nodelist =E<gt> { >I<node>C< =E<gt> { id, online, ip }
-} }>. A node that is not in a cluster has neither C<cluster> nor C<nodelist>. Must not be changed.
+The cluster information of the last C<cfs_update>, a reference to
+C<< { nodename, version, cluster => { name, version, nodes, quorate }, nodelist => { I<node> => { id,
+online, ip } } } >>. A node that is not in a cluster has neither C<cluster> nor C<nodelist>. Must not be changed.
 C<quorate> is that of the last membership change; C<check_cfs_quorum> knows the current one.
 
 =item get_members()
@@ -251,7 +251,8 @@ C<notice> (5), C<info> (6), C<debug> (7); anything else dies with C<need numeric
 B<This includes C<emerg>>, as it always did; 0 is what may be used. The daemon does not log
 numbers above 7.
 
-I<ident> is the user. Characters outside of ASCII become C<\uXXXX>, as in JSON. In the cluster log
+I<ident> is the user; without one syslog has the message alone. A message that is missing or empty
+becomes C<empty message>. Characters outside of ASCII become C<\uXXXX>, as in JSON. In the cluster log
 I<ident> and the tag of L<PVE::SafeSyslog> are cut after 254 bytes and the message where an entry
 of 4096 bytes is full. Does not die if the daemon cannot be reached; syslog tells
 C<writing cluster log failed: ...>.
@@ -268,7 +269,7 @@ error and a newline, for example if one of them contains a newline.
 
 =item get_guest_config_property(I<name>, [I<vmid>])
 
-A reference to a hash from guest id to C<{ I<name> =E<gt> >I<value>C< }>, of all guests whose
+A reference to a hash from guest id to C<< { I<name> => I<value> } >>, of all guests whose
 current configuration has the property, or of the one asked for. Snapshots and pending changes are
 not looked at. Dies if there is no guest I<vmid>.
 

@@ -19,13 +19,16 @@ use crate::dcdb::{self, Dcdb};
 use crate::dfsm::{Application, Busy, Event, Level, Now, Ticket};
 use crate::kvstore::{self, Kvstore};
 use crate::replica::Announcer;
-use crate::replica::local::Clock;
+use crate::replica::Clock;
 use crate::status::Status;
 
 /// What the machines are told of the passing time.
 const TICK: Duration = Duration::from_millis(250);
 /// Between two attempts to send while corosync has no room.
 const SEND_RETRY: Duration = Duration::from_millis(1);
+/// Bytes of the status that may wait for a corosync that takes nothing: beyond that round-robin data
+/// are not sent, and beyond four times that nothing is. The next synchronisation brings the values.
+const STATUS_QUEUE: usize = 4 << 20;
 /// The end of the groups at a stop.
 const STOP_LIMIT: Duration = Duration::from_secs(2);
 
@@ -185,6 +188,10 @@ impl Core {
                 );
             }
             Command::Kvstore(request) => {
+                let limit = if request.is_fleeting() { 1 } else { 4 } * STATUS_QUEUE;
+                if self.kvstore.queued() > limit {
+                    return;
+                }
                 self.kvstore.handle(
                     now,
                     Event::Submit {

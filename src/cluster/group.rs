@@ -9,6 +9,7 @@ use super::GroupView;
 use super::logs::log;
 use crate::corosync::Error;
 use crate::corosync::cpg::{Cpg, Event as CpgEvent, Member};
+use crate::dfsm::wire::{Base, Type};
 use crate::dfsm::{
     Action, ActionOf, Application, Busy, Event, EventOf, Level, Machine, MemberId, Now, Ticket,
 };
@@ -59,19 +60,43 @@ enum Link {
     Closed,
 }
 
+struct Outgoing {
+    bytes: Vec<u8>,
+    /// Nobody waits for it any more then; it must not come into effect hours later. `None`: part of
+    /// a synchronisation.
+    until: Option<Duration>,
+}
+
 /// Messages in the order in which they have to go out.
 #[derive(Default)]
 struct SendQueue {
-    messages: VecDeque<Vec<u8>>,
+    messages: VecDeque<Outgoing>,
     bytes: usize,
     /// Since when the first one is tried, and how often that was said.
     trying: Option<(Duration, u128)>,
 }
 
 impl SendQueue {
-    fn push(&mut self, message: Vec<u8>) {
-        self.bytes += message.len();
-        self.messages.push_back(message);
+    fn push(&mut self, bytes: Vec<u8>, until: Option<Duration>) {
+        self.bytes += bytes.len();
+        self.messages.push_back(Outgoing { bytes, until });
+    }
+
+    fn pop(&mut self) {
+        if let Some(message) = self.messages.pop_front() {
+            self.bytes -= message.bytes.len();
+        }
+    }
+
+    /// Drops what comes too late. Returns the number of messages.
+    fn expire(&mut self, mono: Duration) -> usize {
+        let late = |message: &Outgoing| message.until.is_some_and(|until| mono >= until);
+        let mut dropped = 0;
+        while self.messages.front().is_some_and(late) {
+            self.pop();
+            dropped += 1;
+        }
+        dropped
     }
 
     fn clear(&mut self) {
@@ -80,9 +105,7 @@ impl SendQueue {
 
     /// The first message went out. Returns how many tries of the C daemon that took.
     fn sent(&mut self, mono: Duration) -> u128 {
-        if let Some(message) = self.messages.pop_front() {
-            self.bytes -= message.len();
-        }
+        self.pop();
         self.trying
             .take()
             .map_or(0, |(since, _)| tries(since, mono))
@@ -166,6 +189,11 @@ impl<A: Application, S: Surroundings<A>> Group<A, S> {
         matches!(self.link, Link::Open(_)) && self.queue.trying.is_some()
     }
 
+    /// Bytes that wait for corosync.
+    pub fn queued(&self) -> usize {
+        self.queue.bytes
+    }
+
     /// There is something to send at once.
     pub fn wants_room(&self) -> bool {
         self.machine.has_bulk() && self.queue.bytes < SHORT_QUEUE
@@ -177,7 +205,11 @@ impl<A: Application, S: Surroundings<A>> Group<A, S> {
         self.machine.handle(now, event, &mut actions);
         for action in actions.drain(..) {
             match action {
-                Action::Send(message) => self.queue.push(message),
+                Action::Send(message) => {
+                    let normal = Base::parse(&message).is_ok_and(|base| base.kind == Type::Normal);
+                    let until = normal.then(|| now.mono + self.machine.config().write_timeout);
+                    self.queue.push(message, until);
+                }
                 Action::Reply { ticket, result } => self.surroundings.reply(ticket, result),
                 Action::App(action) => self.surroundings.act(action),
                 Action::Log { level, text } => log(A::NAME, level, &text),
@@ -195,13 +227,18 @@ impl<A: Application, S: Surroundings<A>> Group<A, S> {
 
     /// Sends what waits, as long as corosync takes it.
     pub fn flush(&mut self, now: Now) {
+        let late = self.queue.expire(now.mono);
+        if late > 0 {
+            let text = format!("{late} messages could not be sent in time - dropped");
+            log(A::NAME, Level::Warning, &text);
+        }
         while let (Link::Open(channel), Some(message)) =
             (&mut self.link, self.queue.messages.front())
         {
             if self.in_flight >= WINDOW {
                 return;
             }
-            match channel.send(message) {
+            match channel.send(&message.bytes) {
                 Ok(()) => {
                     self.in_flight += 1;
                     let tries = self.queue.sent(now.mono);

@@ -41,8 +41,8 @@ use crate::dfsm::{Config, Machine, MemberId, Mode};
 use crate::ipc::service::StatusReplica;
 use crate::kvstore::{self, Kvstore};
 use crate::memdb::{Error, Op};
-use crate::replica::local::{Clock, Relevant};
-use crate::replica::{Announcer, Done, Observer, Replica, SharedTree};
+use crate::replica::local::Relevant;
+use crate::replica::{Announcer, Clock, Done, Observer, Replica, SharedTree};
 use crate::status::Status;
 use crate::store::StoreHandle;
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::logging;
 use crate::fs::{DotFile, DotFiles, DotReady};
 use crate::replica::Announcer;
-use crate::replica::local::Clock;
+use crate::replica::Clock;
 use crate::status::Status;
 
 /// Number of entries in `.clusterlog` (status.md 10.1).

@@ -55,6 +55,11 @@ pub fn init(debug: bool) {
     }
 }
 
+/// Is there somebody to take what goes to syslog?
+pub fn syslog_listens() -> bool {
+    UnixDatagram::unbound().is_ok_and(|socket| socket.connect(SYSLOG_SOCKET).is_ok())
+}
+
 /// From now on to syslog only: the daemon has detached from its terminal.
 pub fn leave_stderr() {
     if let Some(logger) = LOGGER.get() {

@@ -18,7 +18,7 @@ use crate::fs::{Inodes, Served, Tuning, View, ViewConfig};
 use crate::ipc::server::{Server, ServerHandle};
 use crate::ipc::service::{ConfigService, Pending, StatusReplica};
 use crate::memdb::{Tree, TreePath};
-use crate::replica::local::Clock;
+use crate::replica::Clock;
 use crate::replica::{Announcer, SharedTree};
 use crate::rrd::{Rrd, RrdHandle};
 use crate::status::Status;
@@ -243,7 +243,7 @@ fn serve_ipc(
         status,
         peers,
         Arc::new(AnnouncerPending(announcer.clone())),
-        Box::new(move || clock()),
+        clock,
     );
     server.spawn(Box::new(service)).map_err(StartError::Ipc)
 }

@@ -43,10 +43,6 @@ impl Ready {
             sd_notify::NotifyState::MainPid(std::process::id()),
             sd_notify::NotifyState::Ready,
         ]);
-        if std::env::var_os("NOTIFY_SOCKET").is_some() {
-            // The journal has syslog's copy of every line.
-            logging::leave_stderr();
-        }
         if let Some(pipe) = self.0 {
             logging::leave_stderr();
             let null = OpenOptions::new()
@@ -59,6 +55,11 @@ impl Ready {
         }
         Ok(())
     }
+}
+
+/// Does systemd wait for a message from this process or its children?
+pub fn under_systemd() -> bool {
+    std::env::var_os("NOTIFY_SOCKET").is_some()
 }
 
 /// Forks. Returns in the child; the parent waits for it, writes the pid file and ends.

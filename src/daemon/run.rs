@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::config::{Config, Parsed};
 use super::files::{self, Lock};
 use super::node::Node;
-use super::process::{Ready, daemonize};
+use super::process::{self, Ready, daemonize};
 use super::signals::Terminator;
 use super::{StartError, address, config, logging, watchdog};
 
@@ -36,6 +36,10 @@ where
         }
     };
     logging::init(config.debug);
+    if process::under_systemd() && logging::syslog_listens() {
+        // Both would end in the journal, every line twice.
+        logging::leave_stderr();
+    }
     let prepared = match prepare(&config) {
         Ok(prepared) => prepared,
         Err(Failure { error, locked }) => {

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use crate::dfsm::Outgoing;
-use crate::dfsm::wire::{u32_at, u64_at};
+use crate::le::{u32_at, u64_at};
 use crate::memdb::{Digest, Inode, Op, ROOT_INODE, RootRow, Row, TreePath};
 
 const WRITE: u16 = 1;

@@ -8,6 +8,7 @@ use super::machine::{Machine, list};
 use super::queue::Queued;
 use super::wire::{self, Base, Body, Message, Type};
 use super::{Application, Epoch, Level, MemberId, Mode};
+use crate::le::u64_at;
 
 impl<A: Application> Machine<A> {
     pub(super) fn deliver(&mut self, from: MemberId, bytes: &[u8]) {
@@ -346,7 +347,7 @@ impl<A: Application> Machine<A> {
         if self.checksum.sum == sum {
             return self.log(Level::Notice, "data verification successful");
         }
-        let (ours, theirs) = (wire::u64_at(&self.checksum.sum, 0), wire::u64_at(&sum, 0));
+        let (ours, theirs) = (u64_at(&self.checksum.sum, 0), u64_at(&sum, 0));
         let text = format!("wrong checksum {theirs:016X} != {ours:016X} - restarting");
         self.log(Level::Critical, text);
         self.leave();

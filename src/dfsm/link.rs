@@ -12,7 +12,7 @@ const LEAVE_LIMIT: Duration = Duration::from_secs(2);
 const CALM: Duration = Duration::from_secs(10);
 /// First and longest pause between two attempts to come back.
 const PAUSE_FIRST: Duration = Duration::from_millis(250);
-const PAUSE_LAST: Duration = Duration::from_secs(5);
+const PAUSE_LAST: Duration = Duration::from_secs(15);
 /// Pause while there is no connection: asking costs next to nothing, and corosync's return is to be
 /// noticed at once.
 const PAUSE_OUTAGE: Duration = Duration::from_millis(500);

@@ -147,6 +147,11 @@ impl<A: Application> Machine<A> {
         &mut self.app
     }
 
+    /// What was set.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
     /// Current mode.
     pub fn mode(&self) -> Mode {
         self.mode

@@ -7,6 +7,9 @@ use super::app::Outgoing;
 use super::machine::Machine;
 use super::{Action, Application, Busy, Ticket, wire};
 
+/// Requests without a ticket that are held back: the oldest is dropped for one more.
+const HELD_LIMIT: usize = 1000;
+
 /// A request that was not sent yet.
 #[derive(Debug)]
 pub(super) struct Held<R> {
@@ -36,6 +39,10 @@ impl<A: Application> Machine<A> {
         }
         if self.closed_to_requests() {
             return self.reply(ticket, Err(Busy));
+        }
+        // Whoever waits bounds the number of requests by waiting; nobody waits for these.
+        if ticket.is_none() && self.held.len() >= HELD_LIMIT {
+            self.held.pop_front();
         }
         let deadline = self.now.mono + self.config.write_timeout;
         self.held.push_back(Held {

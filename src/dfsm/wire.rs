@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 use super::{Epoch, MemberId};
+use crate::le::{u16_at, u32_at, u64_at};
 
 /// Base header: type, subtype, protocol version, time, reserved.
 pub const BASE_LEN: usize = 16;
@@ -216,20 +217,6 @@ fn exactly(payload: &[u8], need: usize) -> Result<(), WireError> {
             need,
         })
     }
-}
-
-// The readers below index: every caller has checked the length against its header.
-
-pub(crate) fn u16_at(bytes: &[u8], at: usize) -> u16 {
-    u16::from_le_bytes([bytes[at], bytes[at + 1]])
-}
-
-pub(crate) fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
-}
-
-pub(crate) fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
 }
 
 fn epoch_at(bytes: &[u8], at: usize) -> Epoch {

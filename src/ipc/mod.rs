@@ -4,7 +4,6 @@ mod cleanup;
 mod connection;
 mod greeting;
 pub mod handshake;
-mod log_limit;
 pub mod message;
 mod peers;
 mod reactor;

@@ -20,12 +20,15 @@ pub use admission::{MAX_FULL, MAX_HANDSHAKES, MAX_READ_ONLY};
 
 use super::Service;
 use super::connection::{Connection, Scratch, Turn};
-use super::log_limit::LogLimit;
 use super::peers::{Peer, Peers, Token};
 use super::ring::files::Shm;
 use super::server::{Listener, Shared};
+use crate::log_limit::LogLimit;
 
 const EVENTS: usize = 64;
+/// Lines a client can cause, in so much time.
+const LOG_LINES: u32 = 20;
+const LOG_WINDOW: Duration = Duration::from_secs(10);
 
 const LISTENER: u64 = u64::MAX;
 const WAKER: u64 = u64::MAX - 1;
@@ -91,7 +94,7 @@ impl Reactor {
             counter: 0,
             read_only: 0,
             full: 0,
-            log: LogLimit::default(),
+            log: LogLimit::new(LOG_LINES, LOG_WINDOW),
             pid: std::process::id(),
         })
     }

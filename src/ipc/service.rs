@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::message::{Guests, Request};
 use super::{Answer, Client, Service};
 use crate::memdb::TreePath;
-use crate::replica::SharedTree;
+use crate::replica::{Clock, SharedTree};
 use crate::status::guest_props::{PropertyCache, PropertyNames, config_path};
 use crate::status::{SetError, Status, token};
 
@@ -42,9 +42,6 @@ impl Pending for NeverPending {
         false
     }
 }
-
-/// Seconds since the epoch.
-pub type Clock = Box<dyn Fn() -> u32 + Send>;
 
 /// Answers all operations from the tree and the status.
 pub struct ConfigService {
@@ -270,7 +267,7 @@ mod tests {
         status.reloaded(&tree);
         let sent = Arc::new(Sent::default());
         let tree = Arc::new(RwLock::new(tree));
-        let clock = Box::new(|| 1000);
+        let clock = Arc::new(|| 1000);
         (
             ConfigService::new(tree, status, sent.clone(), sent.clone(), clock),
             sent,

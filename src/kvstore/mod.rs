@@ -27,6 +27,13 @@ pub enum Request {
     Log(Vec<u8>),
 }
 
+impl Request {
+    /// Round-robin data: the next value is here in ten seconds anyway.
+    pub fn is_fleeting(&self) -> bool {
+        matches!(self, Request::Update { key, .. } if key.starts_with(b"rrd/"))
+    }
+}
+
 /// Nothing: round-robin data are handed on by [`Status`], to a thread of their own.
 pub type Action = std::convert::Infallible;
 
@@ -49,9 +56,11 @@ impl Kvstore {
         Kvstore { status, address }
     }
 
+    /// Nothing of what another node sends is believed, and nothing of it fills the log.
     fn update(&mut self, from: MemberId, payload: &[u8], ctx: &mut Ctx<Action>) {
+        let complain = |text| self.status.complain(text);
         let Some((key, value)) = wire::parse_update(payload) else {
-            return ctx.log(Level::Critical, "cant parse update message");
+            return complain(format_args!("cant parse update message from {from}"));
         };
         match self.status.remote_update(from.nodeid, key, value, ctx.now) {
             Ok(()) => {}
@@ -61,7 +70,10 @@ impl Kvstore {
                     format!("ignore update of unknown node {from}"),
                 );
             }
-            Err(error) => ctx.log(Level::Warning, format!("update from {from}: {error}")),
+            Err(error) => {
+                let key = key.escape_ascii();
+                complain(format_args!("update of '{key}' from {from}: {error}"));
+            }
         }
     }
 }
@@ -110,11 +122,14 @@ impl Application for Kvstore {
                 wire::UPDATE => self.update(from, payload, ctx),
                 wire::LOG => {
                     if let Err(error) = self.status.log_receive(payload) {
-                        let text = format!("cluster log entry from {from}: {error}");
-                        ctx.log(Level::Critical, text);
+                        let status = &self.status;
+                        status.complain(format_args!("cluster log entry from {from}: {error}"));
                     }
                 }
-                other => ctx.log(Level::Critical, format!("unknown message type {other}")),
+                other => {
+                    let status = &self.status;
+                    status.complain(format_args!("unknown message type {other} from {from}"));
+                }
             }
         }
         Verdict::Applied(())
@@ -181,9 +196,8 @@ impl Application for Kvstore {
         if value.is_empty() {
             return;
         }
-        if let Err(error) = self.status.set_kv(NODE_IP, &value, ctx.now) {
-            ctx.log(Level::Warning, format!("own address: {error}"));
-        }
+        // An address that is none is told about there.
+        let _ = self.status.set_kv(NODE_IP, &value, ctx.now);
         let Outgoing { subtype, payload } = wire::encode_update(NODE_IP, &value);
         ctx.send(subtype, payload);
     }
@@ -196,3 +210,6 @@ impl Application for Kvstore {
         Consequence::None
     }
 }
+
+#[cfg(test)]
+mod tests;

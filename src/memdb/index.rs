@@ -4,6 +4,7 @@
 use super::change::RootRow;
 use super::digest::Digest;
 use super::entry::{Inode, ROOT_INODE};
+use crate::le::{u32_at, u64_at};
 
 /// Bytes before the first entry.
 pub(super) const HEADER_LEN: usize = 32;
@@ -119,16 +120,4 @@ impl Index {
             entries,
         })
     }
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    let mut raw = [0; 4];
-    raw.copy_from_slice(&bytes[at..at + 4]);
-    u32::from_le_bytes(raw)
-}
-
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    let mut raw = [0; 8];
-    raw.copy_from_slice(&bytes[at..at + 8]);
-    u64::from_le_bytes(raw)
 }

@@ -7,12 +7,10 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use parking_lot::Mutex;
 
 use super::announce::Announcer;
-use super::{Applied, Done, Observer, Replica, SharedTree};
+use super::{Applied, Clock, Done, Observer, Replica, SharedTree};
 use crate::memdb::{Change, Effects, Error, Op};
 use crate::store::StoreHandle;
 
-/// Wall clock in seconds (low 32 bits).
-pub type Clock = Arc<dyn Fn() -> u32 + Send + Sync>;
 /// Does anybody have to be told of these effects?
 pub type Relevant = Arc<dyn Fn(&Effects) -> bool + Send + Sync>;
 

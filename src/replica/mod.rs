@@ -10,6 +10,9 @@ use crate::memdb::{Change, Error, Inode, Op, Tree};
 /// The tree as all threads share it. Held for microseconds only: never across a system call.
 pub type SharedTree = Arc<RwLock<Tree>>;
 
+/// Wall clock in seconds since the epoch (low 32 bits).
+pub type Clock = Arc<dyn Fn() -> u32 + Send + Sync>;
+
 /// What a successful change gives back to its caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Applied {

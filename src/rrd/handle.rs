@@ -11,13 +11,13 @@ use jiff::tz::TimeZone;
 use parking_lot::{Condvar, Mutex};
 use tracing::{error, info, warn};
 
-use super::DOMAIN;
 use super::key::Target;
 use super::librrd;
-use super::log_limit::LogLimit;
 use super::queue::{MAX_BYTES, MAX_VALUES, Queue, Update};
 use super::rrdcached::Timeouts;
 use super::writer::Writer;
+use super::{DOMAIN, LOG_LIMIT, may_log};
+use crate::log_limit::LogLimit;
 use crate::status::RrdSink;
 
 /// Updates that are written together.
@@ -102,7 +102,7 @@ impl RrdHandle {
                 writing: 0,
                 running: false,
                 stop_at: None,
-                limit: LogLimit::default(),
+                limit: LOG_LIMIT,
             }),
             work: Condvar::new(),
             stopping: Condvar::new(),
@@ -115,7 +115,7 @@ impl RrdHandle {
     /// with the value, and what could not be kept, is in the log.
     pub fn submit(&self, key: &[u8], value: &[u8], now: u32) {
         let Some(target) = Target::parse(key) else {
-            if self.0.state.lock().limit.allows() {
+            if may_log(&mut self.0.state.lock().limit) {
                 let key = String::from_utf8_lossy(key);
                 error!(target: DOMAIN, "RRD update error: unknown/wrong key {key}");
             }
@@ -130,7 +130,7 @@ impl RrdHandle {
                 arrival: now,
             }),
             Err(why) => {
-                if self.0.state.lock().limit.allows() {
+                if may_log(&mut self.0.state.lock().limit) {
                     let file = self.0.settings.base_dir.join(file);
                     info!(target: DOMAIN, "RRD update error {}: {why}", file.display());
                 }
@@ -198,7 +198,7 @@ impl Shared {
             self.spawn().err()
         };
         state.running = failed.is_none();
-        let failed = failed.filter(|_| state.limit.allows());
+        let failed = failed.filter(|_| may_log(&mut state.limit));
         drop(state);
         self.work.notify_one();
         if let Some(error) = failed {

@@ -14,7 +14,6 @@
 mod handle;
 pub mod key;
 pub mod librrd;
-mod log_limit;
 pub mod queue;
 pub mod rrdcached;
 pub mod schema;
@@ -25,9 +24,21 @@ mod tests;
 
 pub use handle::{Rrd, RrdHandle};
 
+use std::time::Duration;
+
+use crate::log_limit::LogLimit;
+
 /// Where the files are.
 pub const BASE_DIR: &str = "/var/lib/rrdcached/db";
 /// Where rrdcached listens.
 pub const RRDCACHED_SOCKET: &str = "/var/run/rrdcached.sock";
 /// Log domain (daemon.md 7).
 const DOMAIN: &str = "status";
+
+/// How much each part of this module may write to the log.
+const LOG_LIMIT: LogLimit = LogLimit::new(100, Duration::from_secs(60));
+
+/// May a line be written?
+fn may_log(limit: &mut LogLimit) -> bool {
+    limit.allows(|count| tracing::info!(target: DOMAIN, "{count} RRD messages suppressed"))
+}

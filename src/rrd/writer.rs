@@ -12,13 +12,13 @@ use std::time::{Duration, Instant};
 use jiff::tz::TimeZone;
 use tracing::info;
 
-use super::DOMAIN;
 use super::handle::Settings;
 use super::librrd::{Librrd, RrdError};
-use super::log_limit::LogLimit;
 use super::queue::Update;
 use super::rrdcached::{Client, Outcome};
 use super::schema::{STEP, definitions, last_midnight};
+use super::{DOMAIN, LOG_LIMIT, may_log};
+use crate::log_limit::LogLimit;
 
 /// How rrdcached says that the file has a newer value. Writing it directly would then be wrong:
 /// the values that rrdcached still holds for the file would be the old ones, and be lost.
@@ -47,7 +47,7 @@ impl Writer {
             library: settings.library.clone(),
             librrd: None,
             failed: None,
-            limit: LogLimit::default(),
+            limit: LOG_LIMIT,
         }
     }
 
@@ -151,7 +151,7 @@ impl Writer {
     }
 
     fn log(&mut self, text: fmt::Arguments<'_>) {
-        if self.limit.allows() {
+        if may_log(&mut self.limit) {
             info!(target: DOMAIN, "{text}");
         }
     }

@@ -9,43 +9,70 @@ use super::json::{push_escaped, push_u64};
 /// Largest value a client may set, in bytes (status.md 6.1).
 pub const MAX_VALUE: usize = 32_768;
 
+/// Most memory the keys and values of another node may take, in bytes: a hundred times what nodes
+/// have. Nobody checks what a node sends, and it stays until this daemon ends.
+pub(super) const MAX_REMOTE: usize = 32 << 20;
+/// Memory an entry takes beside its key and value, about.
+const OVERHEAD: usize = 96;
+
 #[derive(Debug, Clone)]
 struct Entry {
     value: Arc<[u8]>,
     version: u32,
 }
 
+impl Entry {
+    fn size(&self, key: &[u8]) -> usize {
+        key.len() + self.value.len() + OVERHEAD
+    }
+}
+
 /// The table of one node, in key order.
 #[derive(Debug, Clone, Default)]
-pub(super) struct KvTable(BTreeMap<Box<[u8]>, Entry>);
+pub(super) struct KvTable {
+    entries: BTreeMap<Box<[u8]>, Entry>,
+    /// Size of all entries.
+    bytes: usize,
+}
 
 impl KvTable {
     /// An empty value removes the key. A new key starts at version 0, a known one counts up even if
-    /// the value is the same.
-    pub(super) fn set(&mut self, key: &[u8], value: &[u8]) {
+    /// the value is the same. False: the table would be larger than `limit`, nothing was done.
+    pub(super) fn set(&mut self, key: &[u8], value: &[u8], limit: usize) -> bool {
+        let old = self.entries.get_mut(key);
+        let rest = self.bytes - old.as_ref().map_or(0, |entry| entry.size(key));
         if value.is_empty() {
-            self.0.remove(key);
-        } else if let Some(entry) = self.0.get_mut(key) {
-            entry.value = Arc::from(value);
-            entry.version = entry.version.wrapping_add(1);
-        } else {
-            self.0.insert(
-                Box::from(key),
-                Entry {
-                    value: Arc::from(value),
-                    version: 0,
-                },
-            );
+            self.entries.remove(key);
+            self.bytes = rest;
+            return true;
         }
+        let mut new = Entry {
+            value: Arc::from(value),
+            version: 0,
+        };
+        let bytes = rest + new.size(key);
+        if bytes > limit {
+            return false;
+        }
+        self.bytes = bytes;
+        if let Some(old) = old {
+            new.version = old.version.wrapping_add(1);
+            *old = new;
+        } else {
+            self.entries.insert(Box::from(key), new);
+        }
+        true
     }
 
     pub(super) fn get(&self, key: &[u8]) -> Option<Arc<[u8]>> {
-        self.0.get(key).map(|entry| Arc::clone(&entry.value))
+        self.entries.get(key).map(|entry| Arc::clone(&entry.value))
     }
 
     /// Every key with its value: what a node sends after a synchronisation (status.md 6.4).
     pub(super) fn iter(&self) -> impl Iterator<Item = (&[u8], &Arc<[u8]>)> {
-        self.0.iter().map(|(key, entry)| (&**key, &entry.value))
+        self.entries
+            .iter()
+            .map(|(key, entry)| (&**key, &entry.value))
     }
 
     /// Appends the block of one node in `.version`, without what separates blocks.
@@ -54,7 +81,7 @@ impl KvTable {
         push_escaped(out, node.as_bytes());
         out.extend_from_slice(b"\": {\n");
         let mut first = true;
-        for (key, entry) in &self.0 {
+        for (key, entry) in &self.entries {
             if !first {
                 out.extend_from_slice(b",\n");
             }
@@ -83,20 +110,44 @@ mod tests {
     #[test]
     fn versions_live_as_long_as_the_key() {
         let mut table = KvTable::default();
-        table.set(b"a\"b", b"1");
-        table.set(b"a\"b", b"1");
-        table.set(b"zz", b"\0\xff");
+        let set = |table: &mut KvTable, key: &[u8], value: &[u8]| {
+            assert!(table.set(key, value, usize::MAX));
+        };
+        set(&mut table, b"a\"b", b"1");
+        set(&mut table, b"a\"b", b"1");
+        set(&mut table, b"zz", b"\0\xff");
         let mut out = Vec::new();
         table.push_block("node1", &mut out);
         assert_eq!(out, b"\"node1\": {\n\"a\\\"b\": 1,\n\"zz\": 0}\n");
         assert_eq!(table.get(b"zz").as_deref(), Some(&b"\0\xff"[..]));
-        table.set(b"a\"b", b"");
-        table.set(b"a\"b", b"");
-        table.set(b"a\"b", b"x");
+        set(&mut table, b"a\"b", b"");
+        set(&mut table, b"a\"b", b"");
+        set(&mut table, b"a\"b", b"x");
         out.clear();
         table.push_block("node1", &mut out);
         assert_eq!(out, b"\"node1\": {\n\"a\\\"b\": 0,\n\"zz\": 0}\n");
         assert_eq!(table.iter().count(), 2);
+    }
+
+    #[test]
+    fn a_table_has_a_limit() {
+        let limit = 3 * (OVERHEAD + 1 + 10);
+        let mut table = KvTable::default();
+        for key in [b"a", b"b", b"c"] {
+            assert!(table.set(key, &[1; 10], limit));
+        }
+        assert!(!table.set(b"d", &[1], limit));
+        assert!(!table.set(b"a", &[1; 11], limit));
+        assert_eq!(table.get(b"a").as_deref(), Some(&[1; 10][..]));
+        // What fits goes on: the same size, smaller ones, and what was made room for.
+        assert!(table.set(b"a", &[2; 10], limit));
+        assert!(table.set(b"b", b"", limit));
+        assert!(table.set(b"b", b"", limit));
+        assert!(table.set(b"d", &[1; 10], limit));
+        for key in [b"a", b"c", b"d"] {
+            assert!(table.set(key, b"", limit));
+        }
+        assert_eq!(table.bytes, 0);
     }
 
     #[test]

@@ -227,7 +227,7 @@ mod tests {
         members.set_cluster(lab(&[2, 1], 1));
         members.set_online(&[1]);
         members.set_ip("node1", b"10.99.14.1");
-        members.kv_mut(2).unwrap().set(b"k", b"v");
+        members.kv_mut(2).unwrap().set(b"k", b"v", 999);
         assert!(members.kv_mut(3).is_none());
         assert_eq!(
             String::from_utf8(members.text("node1", true)).unwrap(),

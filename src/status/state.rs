@@ -3,6 +3,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tracing::{debug, info, warn};
@@ -14,6 +15,7 @@ use super::kvstore::{self, KvTable};
 use super::members::{ClusterInfo, Members};
 use super::rrd_data::{RrdSink, RrdTable};
 use super::versions::{FileVersions, tracked};
+use crate::log_limit::LogLimit;
 use crate::memdb::{Effects, GuestEvent, ROOT_INODE, Tree};
 
 /// Log domain (daemon.md 7).
@@ -30,6 +32,9 @@ pub enum SetError {
     /// Round-robin data or address that is not a C string of the allowed length.
     #[error("malformed status value")]
     Malformed,
+    /// All values of the sender, or all round-robin data, take more memory than anybody needs.
+    #[error("no room for more status values")]
+    Full,
     /// The sender is not a node of the cluster.
     #[error("status value from an unknown node")]
     UnknownNode,
@@ -41,7 +46,7 @@ impl SetError {
         match self {
             SetError::TooBig => libc::EFBIG,
             // What the C daemon answers to every value it cannot take.
-            SetError::Malformed => libc::ENOMEM,
+            SetError::Malformed | SetError::Full => libc::ENOMEM,
             SetError::UnknownNode => libc::ENOENT,
         }
     }
@@ -87,6 +92,7 @@ pub struct Status {
     rrd: Mutex<RrdTable>,
     rrd_files: OnceLock<Arc<dyn RrdSink>>,
     log: Mutex<ClusterLog>,
+    limit: Mutex<LogLimit>,
 }
 
 impl Status {
@@ -111,6 +117,7 @@ impl Status {
             rrd: Mutex::new(RrdTable::default()),
             rrd_files: OnceLock::new(),
             log: Mutex::new(ClusterLog::new()),
+            limit: Mutex::new(LogLimit::new(100, Duration::from_secs(60))),
         };
         // Log entries have the low 32 bits of the time.
         status.log(
@@ -122,6 +129,15 @@ impl Status {
             starttime as u32,
         );
         status
+    }
+
+    /// Writes a line about something wrong that came from outside; 100 a minute at most.
+    pub(crate) fn complain(&self, text: std::fmt::Arguments<'_>) {
+        let suppressed =
+            |count| info!(target: DOMAIN, "{count} messages about status values suppressed");
+        if self.limit.lock().allows(suppressed) {
+            warn!(target: DOMAIN, "{text}");
+        }
     }
 
     /// Name of this node.
@@ -302,14 +318,20 @@ impl Status {
         if value.len() > kvstore::MAX_VALUE {
             return Err(SetError::TooBig);
         }
-        if let Some(key) = key.strip_prefix(b"rrd/") {
-            return self.set_rrd(key, value, now);
-        }
-        if key == b"nodeip" {
-            return self.set_ip(&self.node, value);
+        let special = match key.strip_prefix(b"rrd/") {
+            Some(key) => Some(self.set_rrd(key, value, now)),
+            None if key == b"nodeip" => Some(self.set_ip(&self.node, value)),
+            None => None,
+        };
+        if let Some(result) = special {
+            if let Err(error) = result {
+                self.complain(format_args!("key '{}': {error}", key.escape_ascii()));
+            }
+            return result;
         }
         let mut core = self.core.lock();
-        core.own.set(key, value);
+        // The clients that may set values are trusted with memory.
+        core.own.set(key, value, usize::MAX);
         core.version_text.clear();
         Ok(())
     }
@@ -331,7 +353,9 @@ impl Status {
         };
         if key != b"nodeip" && !key.starts_with(b"rrd/") {
             if let Some(table) = core.members.kv_mut(node_id) {
-                table.set(key, value);
+                if !table.set(key, value, kvstore::MAX_REMOTE) {
+                    return Err(SetError::Full);
+                }
                 core.version_text.clear();
             }
             return Ok(());
@@ -344,21 +368,15 @@ impl Status {
     }
 
     fn set_rrd(&self, key: &[u8], value: &[u8], now: u32) -> Result<(), SetError> {
-        if self.rrd.lock().set(key, value, now) {
-            if let Some(files) = self.rrd_files.get() {
-                files.submit(key, value, now);
-            }
-            return Ok(());
+        self.rrd.lock().set(key, value, now)?;
+        if let Some(files) = self.rrd_files.get() {
+            files.submit(key, value, now);
         }
-        warn!(target: DOMAIN, "malformed RRD data for key '{}'", key.escape_ascii());
-        Err(SetError::Malformed)
+        Ok(())
     }
 
     fn set_ip(&self, node: &str, value: &[u8]) -> Result<(), SetError> {
-        let Some(ip) = kvstore::c_string(value, MAX_IP) else {
-            warn!(target: DOMAIN, "malformed address of node '{node}'");
-            return Err(SetError::Malformed);
-        };
+        let ip = kvstore::c_string(value, MAX_IP).ok_or(SetError::Malformed)?;
         let mut core = self.core.lock();
         if core.members.set_ip(node, ip) {
             core.members_text.clear();
@@ -448,7 +466,7 @@ impl Status {
         };
         let entry = self.log.lock().log(&new, now);
         if entry.is_none() {
-            info!(target: DOMAIN, "ignore insert of duplicate cluster log");
+            self.complain(format_args!("ignore insert of duplicate cluster log"));
         }
         entry.map(|entry| entry.to_bytes(0, 0))
     }
@@ -461,7 +479,7 @@ impl Status {
         let entry = Entry::from_message(message)?;
         debug!(target: DOMAIN, "received log");
         if !self.log.lock().insert(&entry) {
-            info!(target: DOMAIN, "ignore insert of duplicate cluster log");
+            self.complain(format_args!("ignore insert of duplicate cluster log"));
         }
         Ok(())
     }

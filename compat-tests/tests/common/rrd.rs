@@ -7,9 +7,10 @@ use compat_tests::client::{compile, name256};
 use compat_tests::daemon::wait_for;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use std::fs;
 use std::io::Write;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 pub const BASE: &str = "/var/lib/rrdcached/db";
 const SOCKET: &str = "/var/run/rrdcached.sock";
@@ -151,4 +152,41 @@ pub fn cpu(pid: i32) -> f64 {
     let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
     // Of the kernel's interface, 100 everywhere.
     ticks as f64 / 100.0
+}
+
+/// Values of guests 100 and up, with all columns of release 9.
+pub fn guests(count: u32, time: u32) -> Vec<Value> {
+    let text = |i: u32| {
+        format!(
+            "5000:guest {i}:running:0:{time}:2:0.25:2147483648:1073741824:34359738368:0:{}:2000:\
+             3000:4000:1200000000:0.10:0.20:0.30:0.40:0.50:0.60",
+            time % 10_000
+        )
+    };
+    (0..count)
+        .map(|i| (format!("pve-vm-9.0/{}", 100 + i), text(i)))
+        .collect()
+}
+
+const READS: usize = 400;
+
+/// Times of reading `.version` and of creating a file, in microseconds, p99 of each.
+pub fn others(node: &Node, round: usize) -> [f64; 2] {
+    node.inside(|| {
+        let dir = format!("/etc/pve/round{round}");
+        fs::create_dir(&dir).unwrap();
+        let mut times: [Vec<f64>; 2] = Default::default();
+        for i in 0..READS {
+            let start = Instant::now();
+            assert!(fs::read("/etc/pve/.version").unwrap().len() > 100);
+            times[0].push(start.elapsed().as_secs_f64() * 1e6);
+            let start = Instant::now();
+            fs::File::create(format!("{dir}/f{i}")).unwrap();
+            times[1].push(start.elapsed().as_secs_f64() * 1e6);
+        }
+        times.map(|mut times| {
+            times.sort_by(f64::total_cmp);
+            times[times.len() * 99 / 100]
+        })
+    })
 }

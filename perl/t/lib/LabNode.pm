@@ -17,6 +17,7 @@ die "these tests change /etc/pve and belong into a namespace: make check runs th
 # Writes a file below /etc/pve, with the directories it needs.
 sub put {
     my ($name, $text) = @_;
+    utf8::encode($text) if utf8::is_utf8($text);
     my $dir = '/etc/pve';
     my @parts = split(m!/!, $name);
     pop @parts;

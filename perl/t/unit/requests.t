@@ -116,7 +116,10 @@ subtest 'cluster log (7, 8)' => sub {
     my $log = sub { my @arguments = @_; return payload(sub { PVE::Cluster::log_msg(@arguments) }) };
     is($log->('info', 'root@pam', 'text'), "\x06\x09\x08root\@pam\0tagname\0text\0", 'request');
     is_deeply([PVE::SafeSyslog::taken()], [[6, '<root@pam> text']], 'syslog');
-    is($log->('info', '', ''), "\x06\x01\x08\0tagname\0\0", 'empty');
+    for my $empty ('', undef) {
+        is($log->('info', $empty, $empty), "\x06\x01\x08\0tagname\0empty message\0", 'empty');
+        is_deeply([PVE::SafeSyslog::taken()], [[6, 'empty message']], 'empty: syslog');
+    }
     is($log->('info', "a\0b", "c\0d"), "\x06\x02\x08a\0tagname\0c\0", 'cut at a NUL');
     PVE::SafeSyslog::taken();
     is(
@@ -127,7 +130,7 @@ subtest 'cluster log (7, 8)' => sub {
     is((PVE::SafeSyslog::taken())[0]->[1], '<\u00fc> \u00e4\u20ac \ud83d\ude00 \u0041', 'syslog, too');
     is($log->(0, 'r', "\xc3\xa4"), "\x00\x02\x08r\0tagname\0\\u00e4\0", 'bytes that are UTF-8');
     is($log->(0, 'r', "\xe4"), "\x00\x02\x08r\0tagname\0\\u00e4\0", 'bytes that are not');
-    is($log->(7, 'r' x 300, ''), "\x07\xff\x08" . 'r' x 254 . "\0tagname\0\0", 'long name');
+    is($log->(7, 'r' x 300, 'm'), "\x07\xff\x08" . 'r' x 254 . "\0tagname\0m\0", 'long name');
     my %numbers = (
         alert => 1, crit => 2, critical => 2, err => 3, error => 3, warn => 4, warning => 4,
         notice => 5, info => 6, debug => 7, 0 => 0, 5 => 5,
@@ -139,6 +142,7 @@ subtest 'cluster log (7, 8)' => sub {
         my $error = died(sub { PVE::Cluster::log_msg($name, 'r', 'm') });
         like($error, qr/^need numeric log priority at /, 'priority ' . ($name // 'undef'));
     }
+    is(ord($log->(256, 'r', 'm')), 255, 'a number beyond a byte does not become a small one');
     PVE::SafeSyslog::taken();
     FakeIPCC::answer(7, undef, EINVAL);
     PVE::Cluster::log_msg('info', 'r', 'm');

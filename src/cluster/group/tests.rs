@@ -319,7 +319,7 @@ fn stop_leaves_and_closes() {
 fn retries_are_counted_like_those_of_the_c_daemon() {
     let ms = Duration::from_millis;
     let mut queue = SendQueue::default();
-    queue.push(vec![0; 10]);
+    queue.push(vec![0; 10], None);
     assert_eq!(queue.refused(ms(0)), None);
     assert_eq!(queue.refused(ms(990)), None);
     assert_eq!(queue.refused(ms(1000)), Some(10));
@@ -327,8 +327,24 @@ fn retries_are_counted_like_those_of_the_c_daemon() {
     assert_eq!(queue.refused(ms(2100)), Some(21));
     assert_eq!(queue.sent(ms(2500)), 25);
     assert_eq!(queue.bytes, 0);
-    queue.push(vec![0; 10]);
+    queue.push(vec![0; 10], None);
     assert_eq!(queue.sent(ms(9000)), 0);
+}
+
+#[test]
+fn what_nobody_waits_for_any_more_is_not_sent() {
+    let mut lab = Lab::joined();
+    lab.script.lock().send.push_back(Err(Error::TryAgain));
+    lab.submit(1, b"late");
+    lab.mono += Duration::from_secs(29);
+    lab.script.lock().send.push_back(Err(Error::TryAgain));
+    lab.submit(2, b"in time");
+    lab.mono += Duration::from_secs(1);
+    lab.group.handle(lab.now(), Event::Tick);
+    lab.group.flush(lab.now());
+    lab.deliver();
+    assert_eq!(lab.answers(), [(1, Err(Busy)), (2, Ok(7))]);
+    assert_eq!(lab.group.queue.bytes, 0);
 }
 
 #[test]

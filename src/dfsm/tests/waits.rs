@@ -36,6 +36,20 @@ fn requests_are_held_back_while_synchronising_and_end_in_time() {
 }
 
 #[test]
+fn of_what_nobody_waits_for_only_so_much_is_held_back() {
+    let mut bench = Bench::syncing();
+    for number in 0..1010 {
+        let request = format!("{number}").into_bytes();
+        let ticket = None;
+        bench.give(Event::Submit { ticket, request });
+    }
+    let sent = sends(&bench.state(YOU, Type::State, &[0]));
+    // Behind the end of the updates.
+    assert_eq!(sent.len(), 1001);
+    assert!(sent[1].ends_with(b"10") && sent[1000].ends_with(b"1009"));
+}
+
+#[test]
 fn a_lost_message_ends_in_time() {
     let mut bench = Bench::alone();
     bench.submit(1, "a");

@@ -4,9 +4,11 @@
 #![allow(unsafe_code)] // region.rs and sigbus.rs; this file has none
 
 pub mod files;
-pub mod layout;
 mod region;
 mod sigbus;
+
+/// Shared with the client library.
+pub use ipc_layout as layout;
 
 use std::io;
 use std::os::fd::BorrowedFd;

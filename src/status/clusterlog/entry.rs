@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::encode;
+use crate::le::{u32_at, u64_at};
 use crate::status::json::{push_preescaped, push_u64};
 
 /// Largest declared size of an entry in bytes.
@@ -218,18 +219,6 @@ pub(super) fn name_digest(text: &[u8]) -> u64 {
 
 fn until_nul(text: &[u8]) -> &[u8] {
     text.split(|byte| *byte == 0).next().unwrap_or_default()
-}
-
-pub(super) fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    let mut raw = [0; 4];
-    raw.copy_from_slice(&bytes[at..at + 4]);
-    u32::from_le_bytes(raw)
-}
-
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    let mut raw = [0; 8];
-    raw.copy_from_slice(&bytes[at..at + 8]);
-    u64::from_le_bytes(raw)
 }
 
 #[cfg(test)]

@@ -17,6 +17,10 @@ use std::sync::Arc;
 /// Entries shown when the client names no number.
 pub const DEFAULT_MAX: u32 = 50;
 
+/// Nodes whose newest entry is known although the ring may have lost it. More than this only if
+/// somebody invents them: a ring has room for 2,500 entries.
+const MAX_NODES: usize = 4096;
+
 /// The log of this node.
 pub(super) struct ClusterLog {
     ring: Ring,
@@ -74,6 +78,9 @@ impl ClusterLog {
         {
             return false;
         }
+        if self.newest.len() >= MAX_NODES && !self.newest.contains_key(&node_digest) {
+            self.newest = newest(&self.ring.iter().collect::<Vec<_>>());
+        }
         self.newest.insert(node_digest, (time, uid));
         self.ring.append(entry);
         self.text = None;
@@ -93,16 +100,7 @@ impl ClusterLog {
     pub(super) fn merge(&mut self, others: &[Vec<Entry>]) {
         let own = self.ring.iter().collect::<Vec<_>>();
         let merged = merge(others.iter().chain([&own]).flatten());
-        self.newest.clear();
-        for entry in &merged {
-            let Key {
-                time,
-                node_digest,
-                uid,
-            } = entry.key();
-            // Ascending: the last one is the newest.
-            self.newest.insert(node_digest, (time, uid));
-        }
+        self.newest = newest(&merged);
         self.replace(&merged);
     }
 
@@ -152,6 +150,21 @@ impl ClusterLog {
     }
 }
 
+/// Newest (time, uid) by node digest.
+fn newest(entries: &[Entry]) -> HashMap<u64, (u32, u32)> {
+    let mut newest = HashMap::new();
+    for entry in entries {
+        let Key {
+            time,
+            node_digest,
+            uid,
+        } = entry.key();
+        let known = newest.entry(node_digest).or_insert((time, uid));
+        *known = (*known).max((time, uid));
+    }
+    newest
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -180,6 +193,21 @@ mod tests {
         assert!(!log.insert(&entry));
         assert!(!log.insert(&Entry::new(&new("b"), 9, 99)));
         assert!(log.insert(&Entry::new(&new("b"), 1, 101)));
+    }
+
+    #[test]
+    fn invented_nodes_are_forgotten() {
+        let mut log = ClusterLog::new();
+        for i in 0..3 * MAX_NODES as u32 {
+            let name = format!("invented{i}");
+            let mut entry = new("x");
+            entry.node = name.as_bytes();
+            assert!(log.insert(&Entry::new(&entry, 1, 100)));
+            assert!(log.newest.len() <= MAX_NODES);
+        }
+        let last = Entry::new(&new("own"), 1, 100);
+        assert!(log.insert(&last));
+        assert!(!log.insert(&last));
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! The ring that nodes exchange at a synchronisation (cluster-sync.md 4.2).
 #![forbid(unsafe_code)]
 
-use super::entry::{BadEntry, Entry, HEADER, MAX_ENTRY, u32_at};
+use super::entry::{BadEntry, Entry, HEADER, MAX_ENTRY};
+use crate::le::u32_at;
 
 /// Size of a ring in bytes, its header included.
 pub const RING_SIZE: usize = 131_072;

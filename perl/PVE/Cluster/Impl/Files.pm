@@ -29,7 +29,9 @@ my @OBSERVED = qw(
     mapping/directory.cfg mapping/pci.cfg mapping/usb.cfg
     /qemu-server/ /openvz/ /lxc/
 );
-my %observed = map { $_ => 1 } @OBSERVED;
+
+# The values are the names as they are above: fit for a path, whatever the source of a key was.
+my %observed = map { $_ => $_ } @OBSERVED;
 
 # name -> { parser, writer }
 my %registered;
@@ -48,10 +50,7 @@ sub cache {
 # The name as the list above has it; undef when it is not there.
 sub observed_name {
     my ($name) = @_;
-    return undef if !defined($name) || !$observed{$name};
-    # Taken from the list, so that it can be part of a path whatever its source was.
-    my ($known) = grep { $_ eq $name } @OBSERVED;
-    return $known;
+    return defined($name) ? $observed{$name} : undef;
 }
 
 sub prepare_observed_file_basedirs {
@@ -111,10 +110,12 @@ sub cfs_read_file {
     if (!$known || !$version || $known->{version} != $version) {
         die "no parser defined for '$path'\n" if !$info->{parser};
         delete $cache->{$path};
+        my $start = $generation;
         my $raw = PVE::Cluster::get_config($path);
         my $data = $info->{parser}->(PVE::Cluster::base_dir() . "/$path", $raw);
         $known = { version => $version, data => $data };
-        $cache->{$path} = $known if $version;
+        # The parser may have met another start of the daemon: then the version says nothing.
+        cache()->{$path} = $known if $version && $start == PVE::Cluster::Impl::State::generation();
     }
     my $data = $known->{data};
     return ref($data) ? Storable::dclone($data) : $data;

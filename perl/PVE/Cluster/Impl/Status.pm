@@ -7,6 +7,7 @@ use warnings;
 
 use Errno qw(ENOENT);
 use JSON ();
+use List::Util qw(min);
 use Time::HiRes qw(clock_gettime CLOCK_MONOTONIC);
 
 use PVE::Cluster::Impl::IPC;
@@ -212,11 +213,12 @@ sub log_msg {
     die 'need numeric log priority' if $priority !~ m/^\d+\z/;
 
     ($ident, $message) = (ascii($ident), ascii($message));
+    $message = 'empty message' if $message eq '';
     syslog($priority, '%s', $ident eq '' ? $message : "<$ident> $message");
 
     my ($user, $tag) = map { short_c_string($_) } ($ident, PVE::SafeSyslog::tag());
     my $text = PVE::Cluster::Impl::IPC::c_string($message);
-    my $payload = pack('C3', $priority & 0xff, length($user), length($tag)) . "$user$tag$text";
+    my $payload = pack('C3', min($priority, 255), length($user), length($tag)) . "$user$tag$text";
     eval { PVE::Cluster::Impl::IPC::request(CFS_IPC_LOG_CLUSTER_MSG, $payload); 1 }
         or syslog('err', '%s', "writing cluster log failed: $@");
     return;

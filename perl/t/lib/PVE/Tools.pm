@@ -5,13 +5,12 @@ package PVE::Tools;
 use strict;
 use warnings;
 
-use Encode ();
 use Errno qw(EEXIST);
 use Fcntl qw(O_CREAT O_EXCL O_WRONLY);
 use Socket qw(AF_INET AF_INET6 SOCK_STREAM getaddrinfo);
 
 use base 'Exporter';
-our @EXPORT_OK = qw(file_set_contents run_command get_host_address_family);
+our @EXPORT_OK = qw(file_set_contents get_host_address_family);
 
 # Replaces a file: temporary file '<name>.tmp.<pid>', opened exclusively, then a rename.
 sub file_set_contents {
@@ -48,25 +47,6 @@ sub file_set_contents {
         die "rename to '$name' failed: $error\n";
     }
     return;
-}
-
-# A list is run without a shell; a list of lists is a pipe whose words are quoted for the shell,
-# but for those given as references. Dies when a command fails.
-sub run_command {
-    my ($command, %options) = @_;
-
-    my @words = @$command;
-    if (ref($words[0])) {
-        my $quote = sub { my ($w) = @_; return $$w if ref($w); $w =~ s/'/'\\''/g; return "'$w'" };
-        my $line = join(' | ', map { join(' ', map { $quote->($_) } @$_) } @words);
-        @words = ('/bin/bash', '-c', "set -o pipefail && $line");
-    }
-    my $umask = defined($options{umask}) ? umask($options{umask}) : undef;
-    my $status = system { $words[0] } @words;
-    umask($umask) if defined($umask);
-    return 0 if $status == 0;
-    my $why = $status == -1 ? "failed to execute: $!" : 'failed: exit code ' . ($status >> 8);
-    die(($options{errmsg} ? "$options{errmsg}: " : '') . "command '@words' $why\n");
 }
 
 # AF_INET or AF_INET6 of a host name or address.

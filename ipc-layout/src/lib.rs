@@ -1,5 +1,6 @@
-//! Where things stand in the two files of a ring, and the arithmetic of positions
-//! (ipc-transport.md 6.1, 6.2, 6.4). Pure.
+//! Shared memory of the libqb transport: where things stand in the two files of a ring, and the
+//! arithmetic of positions (ipc-transport.md 6.1, 6.2, 6.4). Known to the server (the daemon) and
+//! to the client (libpmxcfs). Pure.
 #![forbid(unsafe_code)]
 
 /// Page size of the only supported platform (ipc-transport.md, head).
