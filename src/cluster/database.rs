@@ -210,11 +210,7 @@ impl Database {
                         announcer.announce(effects);
                     }
                 };
-                if relevant {
-                    self.parts.store.put(change, Box::new(told));
-                } else {
-                    self.parts.store.enqueue_lazily(change, Box::new(told));
-                }
+                self.parts.store.put(change, Box::new(told));
             }
         }
     }
