@@ -34,11 +34,7 @@ fn ready_ordered_and_not_hidden() {
         .ok("systemctl start pve-cluster && cat /etc/pve/.version && grep -q @pve2 /proc/net/unix");
     assert!(!flag_exists(&machine));
     let before = unit(&machine, "Before");
-    for name in [
-        "corosync.service",
-        "cron.service",
-        "shutdown.target",
-    ] {
+    for name in ["corosync.service", "cron.service", "shutdown.target"] {
         assert!(before.split(' ').any(|b| b == name), "{name}: {before}");
     }
     let after = unit(&machine, "After");
@@ -62,7 +58,9 @@ fn ready_ordered_and_not_hidden() {
     machine.ok("systemctl restart pve-cluster");
     machine.ok("journalctl --sync");
     for (text, times) in [("teardown filesystem", "2"), ("resolved node name", "3")] {
-        let seen = machine.ok(&format!("journalctl --no-pager -u pve-cluster | grep -c '{text}'"));
+        let seen = machine.ok(&format!(
+            "journalctl --no-pager -u pve-cluster | grep -c '{text}'"
+        ));
         assert_eq!(seen, times, "{text}");
     }
 }
