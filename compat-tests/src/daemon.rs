@@ -61,6 +61,17 @@ pub fn wait_for(limit: Duration, mut done: impl FnMut() -> bool) -> bool {
     }
 }
 
+/// Nanoseconds of CPU of all threads of a process so far.
+pub fn cpu_ns(pid: i32) -> u64 {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).expect("the process lives");
+    let time = |thread: std::io::Result<std::fs::DirEntry>| {
+        let stat = std::fs::read_to_string(thread.ok()?.path().join("schedstat")).ok()?;
+        stat.split_whitespace().next()?.parse::<u64>().ok()
+    };
+    // A thread that ends meanwhile counts no more.
+    threads.filter_map(time).sum()
+}
+
 fn to_file(command: &mut Command, file: &PathBuf) {
     let out = File::create(file).expect("the lab folder is writable");
     command.stdout(out.try_clone().expect("dup"));
