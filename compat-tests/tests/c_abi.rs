@@ -4,11 +4,13 @@
 //! daemon's part and the comparison with libqb.
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)]
-use compat_tests::capi::{Build, Pollers, abi};
+use compat_tests::capi::{Build, Pollers, abi, installed};
 use compat_tests::client::{identity, unhex};
+use compat_tests::daemon::{PATIENCE, wait_for};
 use compat_tests::lab::quiet;
 use compat_tests::{Client, Daemon, Lab, Node, Reply, Subject, golden, on_both, report};
 use nix::errno::Errno;
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -299,6 +301,53 @@ fn dead_and_silent_daemons() {
     let (code, took) = hasty.call(1);
     assert_eq!(code, -(Errno::ECONNREFUSED as i32));
     assert!(took < 100, "{took} ms");
+}
+
+/// Whoever takes the name of a daemon that does not run gives root no files to write into.
+#[test]
+fn a_service_of_another_user() {
+    let (_lab, node) = Lab::single();
+    let (uid, gid) = identity("nobody");
+    let mut stranger = node
+        .command_as(uid, gid, Client::program())
+        .arg("serve")
+        .spawn()
+        .unwrap();
+    assert!(wait_for(PATIENCE, || node.ipc_listens("pve2")));
+    let root = Waiter::start(node.command(abi(Build::C)), 2000).call(1);
+    let own = Waiter::start(node.command_as(uid, gid, abi(Build::C)), 2000).call(1);
+    stranger.kill().unwrap();
+    stranger.wait().unwrap();
+    assert_eq!(root.0, -(Errno::EPERM as i32));
+    assert_eq!(own.0, 0);
+}
+
+/// The name programs find it by, and nothing visible that the header does not have.
+#[test]
+fn name_and_symbols_of_the_library() {
+    let library = installed().join("usr/lib/libpmxcfs.so.0");
+    let dynamic = succeeds(Command::new("readelf").arg("-d").arg(&library));
+    assert!(dynamic.contains("Library soname: [libpmxcfs.so.0]"));
+    assert!(!dynamic.contains("libqb"), "{dynamic}");
+    let symbols = Command::new("nm")
+        .args(["-D", "--defined-only", "--format=posix"])
+        .arg(&library)
+        .output()
+        .unwrap();
+    let symbols = String::from_utf8(symbols.stdout).unwrap();
+    let visible: BTreeSet<&str> = symbols
+        .lines()
+        .filter_map(|line| line.split(' ').next())
+        .collect();
+    let header = std::fs::read_to_string(installed().join("usr/include/pmxcfs.h")).unwrap();
+    let declared: BTreeSet<&str> = header
+        .lines()
+        .filter(|line| !line.starts_with(' ') && !line.starts_with("typedef"))
+        .filter_map(|line| line.split_once('(')?.0.rsplit([' ', '*']).next())
+        .filter(|name| name.starts_with("pmxcfs_"))
+        .collect();
+    assert!(declared.len() > 20);
+    assert_eq!(visible, declared);
 }
 
 /// A flag without a daemon: waited for 10 seconds, then removed.
