@@ -131,13 +131,6 @@ fn on_disk(node: &Node) -> u64 {
     size(node.database()) + size(log)
 }
 
-/// The node's database and its log, in bytes.
-fn on_disk(node: &Node) -> u64 {
-    let log = node.database().with_extension("db-wal");
-    let size = |path| fs::metadata(path).map_or(0, |m| m.len());
-    size(node.database()) + size(log)
-}
-
 /// Nodes 1 and 2 have 20 files of 1 MiB, node 3 has nothing and is started. Seconds from the
 /// beginning of the synchronisation, and from the start of the process, until its mount shows all
 /// of them in full length and they are on its disk.
@@ -184,38 +177,6 @@ fn round(who: &Assignment, results: &mut Results) {
     let (sync_s, start_s) = sync(who);
     results.sync_s.push(sync_s);
     results.start_s.push(start_s);
-}
-
-fn print(kinds: &[(Assignment, Results)], bare: &Bare) {
-    report(&format!(
-        "bench cluster bare CPG: one message of {MESSAGE} bytes {:.2} ms, {:.0} messages/s with {WRITERS} under way, {:.0} MB/s in {LARGE_MESSAGE} bytes",
-        median(&bare.one_message_ms),
-        median(&bare.messages_per_second),
-        median(&bare.megabytes_per_second)
-    ));
-    for (who, r) in kinds {
-        report(&format!(
-            "bench cluster {}: {:.0} files/s with {WRITERS} writers, one file {:.2} ms, 20 MB to an empty node {:.2} s, with its start {:.2} s",
-            who.name,
-            median(&r.files_per_second),
-            median(&r.one_file_ms),
-            median(&r.sync_s),
-            median(&r.start_s)
-        ));
-    }
-    if let [(_, ours), (_, reference)] = kinds {
-        let ratio = |of: fn(&Results) -> &Vec<f64>| {
-            let rounds = of(ours).iter().zip(of(reference));
-            median(&rounds.map(|(o, r)| o / r).collect::<Vec<_>>())
-        };
-        report(&format!(
-            "bench cluster ours/reference: files/s {:.2} (goal 4), one file {:.2} (goal 0.7), sync {:.2} (goal 0.5), with start {:.2}",
-            ratio(|r| &r.files_per_second),
-            ratio(|r| &r.one_file_ms),
-            ratio(|r| &r.sync_s),
-            ratio(|r| &r.start_s)
-        ));
-    }
 }
 
 fn print(kinds: &[(Assignment, Results)], bare: &Bare) {
