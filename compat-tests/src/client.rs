@@ -195,7 +195,7 @@ fn compile_to(name: &str, output: &str, flags: &[&str]) -> PathBuf {
         .args(flags)
         .arg("-o")
         .args([&program, &source])
-        .args(["-lqb", "-lpthread"])
+        .args(["-lqb", "-lcpg", "-lpthread"])
         .output()
         .expect("cc is missing: apt install gcc");
     assert!(

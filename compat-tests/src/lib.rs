@@ -6,16 +6,19 @@
 //! * [`lab`] – nodes (namespaces), numbered so that tests run side by side.
 //! * [`daemon`] – start, wait until usable, stop, kill, measure.
 //! * [`client`] – the libqb client.
+//! * [`capi`] – libpmxcfs and the Perl modules, and programs that use them.
 //! * [`differences`] – the table of intended differences and the comparison against it.
 //! * [`dbfile`] – reading and making config.db without any code of the daemon.
 //! * [`index`] – the memdb index and overall checksum, written a second time from the specification.
 //! * [`machine`] – a fresh Debian with systemd to install packages in.
 //! * [`model`] – the changes of the crash test.
+//! * [`python`], [`text`], [`vectors`] – reading and comparing golden data.
 //! * [`report`] – the numbers measured.
 //! * [`shm`] – the shared-memory transport spoken by hand, by clients that mean harm.
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)]
 
+pub mod capi;
 pub mod client;
 pub mod daemon;
 pub mod dbfile;
@@ -24,9 +27,12 @@ pub mod index;
 pub mod lab;
 pub mod machine;
 pub mod model;
+pub mod python;
 pub mod report;
 pub mod shm;
 pub mod subject;
+pub mod text;
+pub mod vectors;
 
 pub use client::{Client, Reply};
 pub use daemon::Daemon;
@@ -117,6 +123,12 @@ fn missing_tools() -> Vec<String> {
         ("awk", "mawk"),
         ("gzip", "gzip"),
         ("cc", "gcc libc6-dev"),
+        ("g++", "g++"),
+        ("make", "make"),
+        ("perl", "perl"),
+        ("xsubpp", "perl"),
+        ("pkg-config", "pkg-config"),
+        ("valgrind", "valgrind"),
         ("python3", "python3"),
         ("sqlite3", "sqlite3"),
         ("prove", "perl"),

@@ -53,6 +53,7 @@ cgroup() { awk '$3 == "cgroup2" { print $2; exit }' /proc/mounts; }
 
 boot() {
   local dir=$1 group t
+  [ -n "$(cgroup)" ] || { echo "no cgroup2 is mounted: systemd cannot run here" >&2; exit 1; }
   group=$(cgroup)/$(basename "$dir")
   mkdir -p "$dir"/{upper,work,root} "$group"
   (echo $BASHPID >"$group/cgroup.procs"

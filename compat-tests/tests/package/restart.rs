@@ -11,11 +11,12 @@ const CLIENTS: u32 = 20;
 fn under_clients(machine: &Machine, what: &str, disturb: impl FnOnce()) -> Duration {
     let script = here().join("tests/package/clients.pl");
     std::fs::copy(script, machine.path("/tmp/clients.pl")).unwrap();
-    let (line, ()) = thread::scope(|scope| {
-        let clients = scope.spawn(|| machine.ok(&format!("perl -T /tmp/clients.pl {CLIENTS} 6")));
+    let line = thread::scope(|scope| {
+        let clients = scope.spawn(|| machine.ok(&format!("perl -T /tmp/clients.pl {CLIENTS} 15")));
         thread::sleep(Duration::from_secs(1));
         disturb();
-        (clients.join().unwrap(), ())
+        assert!(!clients.is_finished(), "{what} took too long to be watched");
+        clients.join().unwrap()
     });
     let numbers: Vec<u64> = line.split(' ').map(|n| n.parse().unwrap()).collect();
     report(&format!(

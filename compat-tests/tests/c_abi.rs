@@ -1,0 +1,341 @@
+//! libpmxcfs: what a program in C or C++ sees of it, against the running daemon.
+//!
+//! `tools/abi.c` checks sizes and offsets when it is compiled and does the calls; here are the
+//! daemon's part and the comparison with libqb.
+#![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used)]
+use compat_tests::capi::{Build, abi};
+use compat_tests::client::{identity, unhex};
+use compat_tests::lab::quiet;
+use compat_tests::{Client, Daemon, Lab, Node, Reply, Subject, golden, on_both, report};
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
+
+on_both!(
+    same_answers_as_libqb,
+    every_helper,
+    restart_under_polling_clients
+);
+
+/// What `abi helpers` expects to find.
+fn prepare(node: &Node) {
+    let (code, text) = node.sh("cd /etc/pve && echo hello abi >abi.cfg && : >empty.cfg && \
+         head -c 1048552 /dev/zero | tr '\\0' x >large.cfg && \
+         mkdir -p nodes/node1/qemu-server priv && \
+         printf 'name: abi\\nlock: backup\\n' >nodes/node1/qemu-server/100.conf && \
+         echo 'root@pam!abi 0123-4567' >priv/token.cfg");
+    assert_eq!(code, 0, "{text}");
+}
+
+/// A node with a daemon and those files.
+fn prepared(subject: &Subject) -> (Lab, Node, Daemon) {
+    let (lab, node) = Lab::single();
+    let daemon = Daemon::local(&node, subject);
+    prepare(&node);
+    (lab, node, daemon)
+}
+
+/// Runs a command that has to end with 0.
+fn succeeds(command: &mut Command) -> String {
+    let out = command.output().unwrap();
+    let text =
+        String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success(), "{command:?}: {}\n{text}", out.status);
+    text
+}
+
+fn every_helper(subject: &Subject) {
+    let (_lab, node, daemon) = prepared(subject);
+    for build in [Build::C, Build::Cpp, Build::Static] {
+        succeeds(node.command(abi(build)).arg("helpers"));
+    }
+    daemon.stop();
+}
+
+#[test]
+fn threads_forks_and_read_only_clients() {
+    let (_lab, node, daemon) = prepared(&Subject::ours());
+    let program = abi(Build::C);
+    succeeds(node.command(&program).args(["fork", "100"]));
+    succeeds(node.command(&program).args(["threads", "16", "100"]));
+    succeeds(node.command(&program).args(["pipeline", "40"]));
+    for name in ["www-data", "root:www-data"] {
+        let (uid, gid) = identity(name);
+        succeeds(node.command_as(uid, gid, &program).arg("readonly"));
+    }
+    let (uid, gid) = identity("nobody");
+    let mut refused = Waiter::start(node.command_as(uid, gid, &program), -1);
+    assert_eq!(refused.call(3).0, -libc_errno("EACCES"));
+    drop(refused);
+    daemon.stop();
+}
+
+fn libc_errno(name: &str) -> i32 {
+    use nix::errno::Errno;
+    let errno = match name {
+        "EACCES" => Errno::EACCES,
+        "ECONNREFUSED" => Errno::ECONNREFUSED,
+        "ETIMEDOUT" => Errno::ETIMEDOUT,
+        other => panic!("unknown errno {other}"),
+    };
+    errno as i32
+}
+
+/// Errors and leaks of the client alone: the daemon runs without valgrind.
+#[test]
+fn without_an_error_under_valgrind() {
+    let (_lab, node, daemon) = prepared(&Subject::ours());
+    for arguments in [
+        "helpers",
+        "fork 3",
+        "threads 4 5",
+        "pipeline 10",
+        "poll 200",
+    ] {
+        let mut command = node.command("valgrind");
+        command.args(["-q", "--error-exitcode=1", "--leak-check=full"]);
+        command.args(["--errors-for-leak-kinds=definite,indirect,possible"]);
+        command.arg(abi(Build::C)).args(arguments.split(' '));
+        succeeds(&mut command);
+    }
+    daemon.stop();
+}
+
+/// Requests of the golden vectors that say the truth about their size.
+fn recorded() -> Vec<(i32, Vec<u8>)> {
+    let mut requests = Vec::new();
+    for file in [
+        "local-empty",
+        "local-config",
+        "local-status",
+        "local-log",
+        "misc",
+    ] {
+        let text = std::fs::read_to_string(golden(&format!("ipc/{file}.json"))).unwrap();
+        let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+        for vector in value["vectors"].as_array().unwrap() {
+            let mut bytes = unhex(vector["request_hex"].as_str().unwrap());
+            let int = |at: usize| i32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
+            let defect = vector["name"].as_str().unwrap().starts_with("DEFECT");
+            if !defect && usize::try_from(int(8)) == Ok(bytes.len()) && int(0) >= 0 {
+                requests.push((int(0), bytes.split_off(16)));
+            }
+        }
+    }
+    requests
+}
+
+/// Each request once through libqb and once through libpmxcfs.
+fn same_answers_as_libqb(subject: &Subject) {
+    let (_lab, node, daemon) = prepared(subject);
+    let requests = recorded();
+    assert!(requests.len() > 100, "only {} requests", requests.len());
+    for name in ["root", "www-data"] {
+        let identity = identity(name);
+        let qb = Client::new(&node, identity);
+        let mut ours = Waiter::start_as(
+            node.command_as(identity.0, identity.1, abi(Build::C)),
+            "raw",
+        );
+        for (op, payload) in &requests {
+            let reply = qb.request(*op, payload, None);
+            let Reply::Answer {
+                payload: theirs, ..
+            } = &reply
+            else {
+                panic!("op {op} of {name}: {reply:?}");
+            };
+            let hex: String = payload.iter().map(|b| format!("{b:02x}")).collect();
+            let line = ours.ask(&format!("{op} {hex}"));
+            let (code, answer) = line.split_once(' ').unwrap();
+            assert_eq!(
+                Some(code.parse().unwrap()),
+                reply.error(),
+                "op {op} of {name}"
+            );
+            let mut theirs = theirs.clone();
+            let mut answer = unhex(answer);
+            if *op == 10 && !subject.is_ours() {
+                // the C daemon ends a fresh dump with NUL, the same one from its cache not
+                for text in [&mut theirs, &mut answer] {
+                    text.retain(|byte| *byte != 0);
+                }
+            }
+            assert_eq!(answer, theirs, "op {op} of {name}");
+        }
+    }
+    daemon.stop();
+}
+
+/// 20 clients call on while the daemon is restarted: no call fails, as the restart flag asks for.
+fn restart_under_polling_clients(subject: &Subject) {
+    let _quiet = quiet();
+    let (_lab, node, mut daemon) = prepared(subject);
+    let program = abi(Build::C);
+    let time = if subject.is_ours() { "4000" } else { "12000" };
+    let clients: Vec<Child> = (0..20)
+        .map(|_| {
+            let mut command = node.command(&program);
+            command.args(["poll", time]);
+            command.stdout(Stdio::piped()).spawn().unwrap()
+        })
+        .collect();
+    std::thread::sleep(Duration::from_millis(500));
+    let mut down = Vec::new();
+    for _ in 0..if subject.is_ours() { 3 } else { 1 } {
+        let begin = Instant::now();
+        daemon.stop();
+        daemon = Daemon::local(&node, subject);
+        down.push(begin.elapsed().as_secs_f64() * 1e3);
+        std::thread::sleep(Duration::from_millis(300));
+    }
+    let (mut calls, mut failed, mut longest) = (0.0, 0.0, 0.0f64);
+    for client in clients {
+        let out = client.wait_with_output().unwrap();
+        let text = String::from_utf8_lossy(&out.stdout).into_owned();
+        let words: Vec<&str> = text.split_whitespace().collect();
+        let number = |at: usize| -> f64 { words[at].parse().unwrap() };
+        calls += number(1);
+        failed += number(3);
+        longest = longest.max(number(5));
+    }
+    report(&format!(
+        "restart under 20 polling C clients, {}: {calls} calls, {failed} failed, longest {longest:.0} ms \
+         (restarts took {down:.0?} ms)",
+        subject.name()
+    ));
+    assert_eq!(failed, 0.0, "calls failed");
+    if subject.is_ours() {
+        assert!(longest < 1000.0, "a call took {longest} ms");
+    }
+    daemon.stop();
+}
+
+/// A program of ours with which lines are exchanged.
+struct Waiter {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    stdout: BufReader<ChildStdout>,
+}
+
+impl Waiter {
+    fn start(mut command: Command, timeout: i32) -> Self {
+        command.args(["wait", &timeout.to_string()]);
+        Self::spawn(command)
+    }
+
+    fn start_as(mut command: Command, what: &str) -> Self {
+        command.arg(what);
+        Self::spawn(command)
+    }
+
+    fn spawn(mut command: Command) -> Self {
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let stdin = child.stdin.take();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        Self {
+            child,
+            stdin,
+            stdout,
+        }
+    }
+
+    fn say(&mut self, line: &str) {
+        let stdin = self.stdin.as_mut().unwrap();
+        stdin.write_all(format!("{line}\n").as_bytes()).unwrap();
+    }
+
+    fn hear(&mut self) -> String {
+        let mut line = String::new();
+        self.stdout.read_line(&mut line).unwrap();
+        line.trim_end_matches('\n').to_string()
+    }
+
+    fn ask(&mut self, line: &str) -> String {
+        self.say(line);
+        self.hear()
+    }
+
+    fn result(&mut self) -> (i32, u32) {
+        let line = self.hear();
+        let (code, time) = line.split_once(' ').unwrap();
+        (code.parse().unwrap(), time.parse().unwrap())
+    }
+
+    /// A call without payload: its result and the milliseconds it took.
+    fn call(&mut self, op: i32) -> (i32, u32) {
+        self.say(&op.to_string());
+        self.result()
+    }
+}
+
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        self.stdin = None;
+        let _ = self.child.wait();
+    }
+}
+
+/// A daemon that does not answer, and one that dies while it is asked.
+#[test]
+fn dead_and_silent_daemons() {
+    let _quiet = quiet();
+    let (_lab, node, daemon) = prepared(&Subject::ours());
+    let program = abi(Build::C);
+    let mut patient = Waiter::start(node.command(&program), -1);
+    let mut hasty = Waiter::start(node.command(&program), 300);
+    assert_eq!((patient.call(1).0, hasty.call(1).0), (0, 0));
+
+    daemon.freeze();
+    let (code, took) = hasty.call(1);
+    assert_eq!(code, -libc_errno("ETIMEDOUT"));
+    assert!((300..450).contains(&took), "{took} ms");
+    // connecting takes part of the time, too
+    let (code, took) = hasty.call(1);
+    assert_eq!(code, -libc_errno("ETIMEDOUT"));
+    assert!((300..450).contains(&took), "{took} ms");
+    patient.say("1");
+    std::thread::sleep(Duration::from_millis(500));
+    daemon.thaw();
+    let (code, took) = patient.result();
+    assert!(code == 0 && took >= 490, "{code} after {took} ms");
+    // the late answers are not taken for these
+    assert_eq!(hasty.call(9).0, -44);
+    assert_eq!(hasty.call(3).0, 0);
+
+    daemon.freeze();
+    patient.say("1");
+    std::thread::sleep(Duration::from_millis(300));
+    let died = Instant::now();
+    daemon.kill9();
+    let (code, _) = patient.result();
+    let noticed = died.elapsed();
+    assert_eq!(code, -libc_errno("ECONNREFUSED"));
+    report(&format!(
+        "a killed daemon is noticed after {noticed:.0?} (libqb: up to 2 s)"
+    ));
+    assert!(noticed < Duration::from_millis(500), "{noticed:?}");
+    let (code, took) = hasty.call(1);
+    assert_eq!(code, -libc_errno("ECONNREFUSED"));
+    assert!(took < 100, "{took} ms");
+}
+
+/// A flag without a daemon: waited for 10 seconds, then removed.
+#[test]
+fn a_flag_nobody_comes_back_for() {
+    let (_lab, node, daemon) = prepared(&Subject::ours());
+    let flag = "/run/pve-cluster/cfs-restart-flag";
+    let mut client = Waiter::start(node.command(abi(Build::C)), -1);
+    assert_eq!(client.call(1).0, 0);
+    daemon.stop();
+    assert!(node.path(flag).exists());
+    let (code, took) = client.call(1);
+    assert_eq!(code, -libc_errno("ECONNREFUSED"));
+    assert!((10_000..11_000).contains(&took), "{took} ms");
+    assert!(!node.path(flag).exists());
+    let (code, took) = client.call(1);
+    assert_eq!(code, -libc_errno("ECONNREFUSED"));
+    assert!(took < 100, "{took} ms");
+}
