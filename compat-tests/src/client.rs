@@ -200,7 +200,7 @@ fn compile_to(name: &str, output: &str, flags: &[&str]) -> PathBuf {
         .expect("cc is missing: apt install gcc");
     assert!(
         out.status.success(),
-        "{name}.c does not compile (apt install libqb-dev libc6-dev):\n{}",
+        "{name}.c does not compile (apt install libqb-dev libcpg-dev libc6-dev):\n{}",
         String::from_utf8_lossy(&out.stderr)
     );
     program
