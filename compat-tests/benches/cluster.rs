@@ -1,20 +1,28 @@
 //! Three of our nodes, and three of the reference where `PMXCFS_REFERENCE` names it, in turn: files
 //! per second with 16 writers on one node, time for one file, time to bring 20 MB to an empty node.
-//! A file is created, gets 1 KiB and is closed. `PMXCFS_BENCH_ROUNDS` (default 3) rounds.
+//! A file is created, gets 1 KiB and is closed. Beside it what corosync alone does between three
+//! nodes (`tools/cpgbare.c`): a file is at least two messages, one after the other.
+//! `PMXCFS_BENCH_ROUNDS` (default 3) rounds.
 #![allow(clippy::unwrap_used)]
 #[path = "../tests/common/cluster.rs"]
 mod cluster;
+mod common;
 
 use cluster::{Assignment, Cluster, SOON};
+use compat_tests::client::compile;
 use compat_tests::daemon::wait_for;
 use compat_tests::report::median;
-use compat_tests::{Subject, dbfile, report};
+use compat_tests::{Node, Subject, dbfile, report};
 use std::fs;
 use std::time::{Duration, Instant};
 
 const WRITERS: usize = 16;
 const STORM: Duration = Duration::from_secs(4);
 const FILES: usize = 20;
+const FILE_BYTES: u64 = 1 << 20;
+/// Bytes of a message that brings 1 KiB, and of one with which corosync moves most.
+const MESSAGE: usize = 1100;
+const LARGE_MESSAGE: usize = 128 << 10;
 
 /// Results of one kind of daemon, one value per round.
 #[derive(Default)]
@@ -22,6 +30,57 @@ struct Results {
     files_per_second: Vec<f64>,
     one_file_ms: Vec<f64>,
     sync_s: Vec<f64>,
+    start_s: Vec<f64>,
+}
+
+/// What corosync alone does, one value per round.
+#[derive(Default)]
+struct Bare {
+    one_message_ms: Vec<f64>,
+    messages_per_second: Vec<f64>,
+    megabytes_per_second: Vec<f64>,
+}
+
+/// Messages per second, and milliseconds from sending one to its own delivery.
+fn cpgbare(node: &Node, bytes: usize, outstanding: usize) -> (f64, f64) {
+    let numbers = ["3", &bytes.to_string(), &outstanding.to_string(), "1500"];
+    let mut command = node.command(compile("cpgbare"));
+    let out = command.arg("send").args(numbers).output().unwrap();
+    let text = String::from_utf8_lossy(&out.stdout).into_owned();
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let number = |at: usize| words.get(at).and_then(|w| w.parse::<f64>().ok());
+    match (number(0), number(3)) {
+        (Some(rate), Some(us)) => (rate, us / 1e3),
+        _ => panic!("cpgbare: {text}{}", String::from_utf8_lossy(&out.stderr)),
+    }
+}
+
+fn bare(who: &Assignment, results: &mut Bare) {
+    let cluster = Cluster::without_daemons(who);
+    let members: Vec<_> = [2, 3]
+        .map(|i| {
+            cluster
+                .node(i)
+                .command(compile("cpgbare"))
+                .arg("member")
+                .spawn()
+        })
+        .into_iter()
+        .map(Result::unwrap)
+        .collect();
+    let node = cluster.node(1);
+    results.one_message_ms.push(cpgbare(&node, MESSAGE, 1).1);
+    results
+        .messages_per_second
+        .push(cpgbare(&node, MESSAGE, WRITERS).0);
+    let (rate, _) = cpgbare(&node, LARGE_MESSAGE, 4);
+    results
+        .megabytes_per_second
+        .push(rate * LARGE_MESSAGE as f64 / 1e6);
+    for mut member in members {
+        member.kill().unwrap();
+        member.wait().unwrap();
+    }
 }
 
 fn write(path: &str) {
@@ -65,14 +124,23 @@ fn one_file(cluster: &Cluster) -> f64 {
     })
 }
 
-/// Nodes 1 and 2 have 20 files of 1 MiB; from the usable mount of node 3 until it shows all.
-fn sync(who: &Assignment) -> f64 {
+/// The node's database and its log, in bytes.
+fn on_disk(node: &Node) -> u64 {
+    let log = node.database().with_extension("db-wal");
+    let size = |path| fs::metadata(path).map_or(0, |m| m.len());
+    size(node.database()) + size(log)
+}
+
+/// Nodes 1 and 2 have 20 files of 1 MiB, node 3 has nothing and is started. Seconds from the
+/// beginning of the synchronisation, and from the start of the process, until its mount shows all
+/// of them in full length and they are on its disk.
+fn sync(who: &Assignment) -> (f64, f64) {
     let mut cluster = Cluster::without_daemons(who);
     let mut database = dbfile::Builder::default();
     let conf = fs::read(cluster.node(1).path("/etc/corosync/corosync.conf")).unwrap();
     database.file("corosync.conf", &conf);
     for n in 0..FILES {
-        database.file(&format!("large{n}"), &vec![b'a'; 1 << 20]);
+        database.file(&format!("large{n}"), &vec![b'a'; FILE_BYTES as usize]);
     }
     for i in [1, 2] {
         database.write(&cluster.node(i).database()).unwrap();
@@ -80,15 +148,24 @@ fn sync(who: &Assignment) -> f64 {
     }
     cluster.wait_online();
     let node = cluster.node(3);
-    cluster.start(3);
     let started = Instant::now();
+    cluster.spawn(3);
+    let begins =
+        |line: &str| line.contains("dcdb") && line.contains("starting data syncronisation");
+    let begun = wait_for(SOON, || cluster.log(3).lines().any(begins));
+    let syncing = Instant::now();
     let complete = node.inside(|| {
+        let large = |n: usize| fs::metadata(format!("/etc/pve/large{n}"));
+        let shown = |n: usize| large(n).is_ok_and(|m| m.len() == FILE_BYTES);
         wait_for(SOON, || {
-            (0..FILES).all(|n| fs::exists(format!("/etc/pve/large{n}")).unwrap_or(false))
+            on_disk(&node) > FILES as u64 * FILE_BYTES && (0..FILES).all(shown)
         })
     });
-    assert!(complete, "{}: the files do not arrive", who.name);
-    started.elapsed().as_secs_f64()
+    assert!(begun && complete, "{}: the files do not arrive", who.name);
+    (
+        syncing.elapsed().as_secs_f64(),
+        started.elapsed().as_secs_f64(),
+    )
 }
 
 fn round(who: &Assignment, results: &mut Results) {
@@ -97,11 +174,47 @@ fn round(who: &Assignment, results: &mut Results) {
     results.files_per_second.push(storm(&cluster));
     cluster.equal(SOON);
     drop(cluster);
-    results.sync_s.push(sync(who));
+    let (sync_s, start_s) = sync(who);
+    results.sync_s.push(sync_s);
+    results.start_s.push(start_s);
+}
+
+fn print(kinds: &[(Assignment, Results)], bare: &Bare) {
+    report(&format!(
+        "bench cluster bare CPG: one message of {MESSAGE} bytes {:.2} ms, {:.0} messages/s with {WRITERS} under way, {:.0} MB/s in {LARGE_MESSAGE} bytes",
+        median(&bare.one_message_ms),
+        median(&bare.messages_per_second),
+        median(&bare.megabytes_per_second)
+    ));
+    for (who, r) in kinds {
+        report(&format!(
+            "bench cluster {}: {:.0} files/s with {WRITERS} writers, one file {:.2} ms, 20 MB to an empty node {:.2} s, with its start {:.2} s",
+            who.name,
+            median(&r.files_per_second),
+            median(&r.one_file_ms),
+            median(&r.sync_s),
+            median(&r.start_s)
+        ));
+    }
+    if let [(_, ours), (_, reference)] = kinds {
+        let ratio = |of: fn(&Results) -> &Vec<f64>| {
+            let rounds = of(ours).iter().zip(of(reference));
+            median(&rounds.map(|(o, r)| o / r).collect::<Vec<_>>())
+        };
+        report(&format!(
+            "bench cluster ours/reference: files/s {:.2} (goal 4), one file {:.2} (goal 0.7), sync {:.2} (goal 0.5), with start {:.2}",
+            ratio(|r| &r.files_per_second),
+            ratio(|r| &r.one_file_ms),
+            ratio(|r| &r.sync_s),
+            ratio(|r| &r.start_s)
+        ));
+    }
 }
 
 fn main() {
     let rounds = std::env::var("PMXCFS_BENCH_ROUNDS").map_or(3, |r| r.parse().unwrap());
+    common::before_others();
+    common::headline("cluster");
     let mut kinds = vec![(Assignment::ours(), Results::default())];
     if let Some(reference) = Subject::reference_or_skip("bench cluster") {
         let who = Assignment {
@@ -111,24 +224,10 @@ fn main() {
         };
         kinds.push((who, Results::default()));
     }
+    let mut alone = Bare::default();
     for _ in 0..rounds {
+        bare(&kinds[0].0, &mut alone);
         kinds.iter_mut().for_each(|(who, r)| round(who, r));
     }
-    for (who, r) in &kinds {
-        report(&format!(
-            "bench cluster {}: {:.0} files/s with {WRITERS} writers, one file {:.2} ms, 20 MB to an empty node {:.2} s",
-            who.name,
-            median(&r.files_per_second),
-            median(&r.one_file_ms),
-            median(&r.sync_s)
-        ));
-    }
-    if let [(_, ours), (_, reference)] = &kinds[..] {
-        report(&format!(
-            "bench cluster ours/reference: files/s {:.2} (goal 4), one file {:.2} (goal 0.7), sync {:.2} (goal 0.5)",
-            median(&ours.files_per_second) / median(&reference.files_per_second),
-            median(&ours.one_file_ms) / median(&reference.one_file_ms),
-            median(&ours.sync_s) / median(&reference.sync_s)
-        ));
-    }
+    print(&kinds, &alone);
 }

@@ -61,6 +61,17 @@ pub fn wait_for(limit: Duration, mut done: impl FnMut() -> bool) -> bool {
     }
 }
 
+/// Nanoseconds of CPU of all threads of a process so far.
+pub fn cpu_ns(pid: i32) -> u64 {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).expect("the process lives");
+    let time = |thread: std::io::Result<std::fs::DirEntry>| {
+        let stat = std::fs::read_to_string(thread.ok()?.path().join("schedstat")).ok()?;
+        stat.split_whitespace().next()?.parse::<u64>().ok()
+    };
+    // A thread that ends meanwhile counts no more.
+    threads.filter_map(time).sum()
+}
+
 fn to_file(command: &mut Command, file: &PathBuf) {
     let out = File::create(file).expect("the lab folder is writable");
     command.stdout(out.try_clone().expect("dup"));
@@ -221,6 +232,26 @@ impl Daemon {
         };
         self.ended = Some(exit.clone());
         exit
+    }
+
+    /// Stops all its threads (SIGSTOP) and waits until they stand; [`Daemon::thaw`] lets them go on.
+    pub fn freeze(&self) {
+        kill(Pid::from_raw(self.pid()), Signal::SIGSTOP).expect("the daemon lives");
+        let stands = |thread: std::fs::DirEntry| {
+            std::fs::read_to_string(thread.path().join("stat"))
+                .is_ok_and(|stat| stat.rsplit(") ").next().is_some_and(|s| s.starts_with('T')))
+        };
+        let tasks = format!("/proc/{}/task", self.pid());
+        let frozen = || {
+            let threads = std::fs::read_dir(&tasks).expect("the daemon lives");
+            threads.flatten().all(stands)
+        };
+        assert!(wait_for(PATIENCE, frozen), "the daemon does not stop");
+    }
+
+    /// Ends [`Daemon::freeze`].
+    pub fn thaw(&self) {
+        kill(Pid::from_raw(self.pid()), Signal::SIGCONT).expect("the daemon lives");
     }
 
     /// Orderly stop (SIGTERM).

@@ -12,6 +12,7 @@
 //! * [`index`] – the memdb index and overall checksum, written a second time from the specification.
 //! * [`machine`] – a fresh Debian with systemd to install packages in.
 //! * [`model`] – the changes of the crash test.
+//! * [`python`], [`text`], [`vectors`] – reading and comparing golden data.
 //! * [`report`] – the numbers measured.
 //! * [`shm`] – the shared-memory transport spoken by hand, by clients that mean harm.
 #![forbid(unsafe_code)]
@@ -26,9 +27,12 @@ pub mod index;
 pub mod lab;
 pub mod machine;
 pub mod model;
+pub mod python;
 pub mod report;
 pub mod shm;
 pub mod subject;
+pub mod text;
+pub mod vectors;
 
 pub use client::{Client, Reply};
 pub use daemon::Daemon;

@@ -1,15 +1,12 @@
 //! The cluster log: the recorded requests and queries (`golden/status/clusterlog`).
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)]
-#[path = "common/python.rs"]
-mod python;
-#[path = "common/text.rs"]
-mod text;
 
 use compat_tests::client::ROOT;
+use compat_tests::python;
+use compat_tests::text::canonical;
 use compat_tests::{Checker, Client, Daemon, Lab, Subject, golden, on_both};
 use std::fs;
-use text::canonical;
 
 on_both!(cluster_log);
 

@@ -4,18 +4,16 @@
 #![allow(clippy::unwrap_used)]
 #[path = "common/cluster.rs"]
 mod cluster;
-#[path = "common/vectors.rs"]
-mod vectors;
 
 use cluster::{Assignment, Cluster, SOON, VISIBLE};
 use compat_tests::client::{ROOT, identity};
 use compat_tests::daemon::wait_for;
+use compat_tests::vectors::{expected, request, shown, text, vectors};
 use compat_tests::{Client, Daemon, Reply, golden};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
 use std::time::Duration;
-use vectors::{expected, request, shown, text, vectors};
 
 on_assignments!(
     recorded_steps,

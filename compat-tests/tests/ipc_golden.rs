@@ -1,14 +1,12 @@
 //! Every recorded request, sent by the real libqb client, against the recorded answer.
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)]
-#[path = "common/vectors.rs"]
-mod vectors;
 
 use compat_tests::client::identity;
+use compat_tests::vectors::{expected, request, shown, text, vectors};
 use compat_tests::{Checker, Client, Daemon, Lab, Node, Reply, Subject, on_both};
 use serde_json::Value;
 use std::path::Path;
-use vectors::{expected, request, shown, text, vectors};
 
 on_both!(one_life_time, unassigned_and_malformed);
 

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 on_both!(
     recorded_requests,
+    recorded_dump,
     definitions,
     start_of_a_file,
     rrdcached_first
@@ -127,6 +128,50 @@ fn recorded_requests(subject: &Subject) {
     let log = daemon.stop().stderr;
     check_log(&log, &mut checker);
     checker.finish();
+}
+
+/// The lines of a dump in an order of their own, and what stands behind the last one.
+fn dump_lines(bytes: &[u8]) -> (String, String) {
+    let text = String::from_utf8_lossy(bytes);
+    let lines = text.trim_end_matches('\0');
+    let end = format!("{} NUL", text.len() - lines.len());
+    let mut lines: Vec<&str> = lines.lines().collect();
+    lines.sort_unstable();
+    (lines.join("\n"), end)
+}
+
+/// The dump right after the recorded requests: by IPC, once more within 2 s, and as a file.
+fn recorded_dump(subject: &Subject) {
+    let (_lab, node) = Lab::single();
+    let daemon = Daemon::local(&node, subject);
+    let client = Client::new(&node, ROOT);
+    let mut checker = Checker::new(subject, "rrd-dump");
+    for (key, value) in requests("requests-all-cases.txt") {
+        assert_eq!(set(&client, &key, &value), 0, "{key}");
+    }
+    let longest = [vec![b'x'; 4094], vec![0]].concat();
+    for (key, value) in [("zz/2", &longest[..]), ("zz/3", b"a\nb\0c\0")] {
+        assert_eq!(client.set_status(&format!("rrd/{key}"), value), 0);
+    }
+    let found = client.get_status("rrd/zz/3", "").error();
+    checker.must(
+        "not in the table of values",
+        "Some(-2)",
+        &format!("{found:?}"),
+    );
+    let mut compare = |case: &str, file: &str, got: &[u8]| {
+        let want = fs::read(golden(&format!("status/rrd/{file}"))).unwrap();
+        let (want, got) = (dump_lines(&want), dump_lines(got));
+        checker.golden(&format!("dump {case}"), &want.0, &got.0);
+        checker.golden(&format!("dump {case}: end"), &want.1, &got.1);
+    };
+    for (case, file) in [("fresh", "dump-ipc.bin"), ("again", "dump-ipc-cached.bin")] {
+        compare(case, file, client.request(10, b"", None).payload());
+    }
+    let dot_file = node.inside(|| fs::read("/etc/pve/.rrd")).unwrap();
+    compare(".rrd", "dump-fuse.bin", &dot_file);
+    checker.finish();
+    daemon.stop();
 }
 
 /// What the admin reads about the recorded requests.

@@ -2,16 +2,13 @@
 //! properties, tokens.
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)]
-#[path = "common/python.rs"]
-mod python;
-#[path = "common/text.rs"]
-mod text;
 
 use compat_tests::client::ROOT;
+use compat_tests::python;
+use compat_tests::text::{canonical, sort_between};
 use compat_tests::{Checker, Client, Daemon, Lab, Node, Reply, Subject, golden, on_both};
 use std::fs;
 use std::path::Path;
-use text::{canonical, sort_between};
 
 on_both!(local_sequence);
 
@@ -289,7 +286,7 @@ fn query(s: &mut Sequence, number: usize, rest: &str, want: &str) {
     let reply = s.client.request(op, &payload, None);
     let order = |b: &[u8]| {
         let text: String = b.iter().map(|b| char::from(*b)).collect();
-        sort_between(&text, "{\n", "\n}\n")
+        sort_between(&text, "{\n", "\n}\n", ",\n")
     };
     let want = format!("error {error} {}", order(&python::literal(want).0));
     let got = format!(

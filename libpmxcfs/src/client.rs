@@ -100,8 +100,8 @@ impl Client {
     /// flag is there, as often as it takes within [`RESTART_LIMIT`].
     ///
     /// # Errors
-    /// What the daemon answers; what connecting says; `ENOTCONN` when the connection broke again;
-    /// `EMSGSIZE`; `ETIMEDOUT` and `EBADMSG`, after which the connection is closed; `EBUSY` while
+    /// What the daemon answers; what connecting says; `ENOTCONN` or `EBADMSG` when the connection
+    /// broke again; `EMSGSIZE`; `ETIMEDOUT`, after which the connection is closed; `EBUSY` while
     /// answers to [`Client::send`] are outstanding; `EINTR` if so wished.
     pub fn call(
         &mut self,
@@ -135,7 +135,7 @@ impl Client {
                 }
                 Ok(None) => {}
                 Err(error) => {
-                    if matches!(error, Errno::TIMEDOUT | Errno::BADMSG) {
+                    if error == Errno::TIMEDOUT {
                         self.link = None;
                     }
                     return Err(error);
@@ -180,18 +180,17 @@ impl Client {
                     Err(Errno::MSGSIZE) => return Err(Errno::MSGSIZE),
                     Err(error) => self.again(pending, error)?,
                 },
-                (Phase::Receive, Some(link)) => match link.receive(limit, place) {
-                    Ok(Outcome::Answer(answer)) if answer.id == request.op => {
-                        return answer.result.map(Some);
+                (Phase::Receive, Some(link)) => {
+                    match link.receive(limit, Some(request.op), place) {
+                        Ok(Outcome::Answer(answer)) => return answer.result.map(Some),
+                        Ok(Outcome::Interrupted) => return Ok(None),
+                        Ok(Outcome::Nothing) => {
+                            pending.slice = (2 * pending.slice).min(LAST_SLICE);
+                            return Ok(None);
+                        }
+                        Err(error) => self.again(pending, error)?,
                     }
-                    Ok(Outcome::Answer(_)) => return Err(Errno::BADMSG),
-                    Ok(Outcome::Interrupted) => return Ok(None),
-                    Ok(Outcome::Nothing) => {
-                        pending.slice = (2 * pending.slice).min(LAST_SLICE);
-                        return Ok(None);
-                    }
-                    Err(error) => self.again(pending, error)?,
-                },
+                }
                 (_, None) => self.again(pending, Errno::NOTCONN)?,
             }
         }
@@ -263,7 +262,7 @@ impl Client {
         let started = Instant::now();
         let mut wait = FIRST_SLICE;
         loop {
-            match link.receive(slice(wait, started, timeout)?, place) {
+            match link.receive(slice(wait, started, timeout)?, None, place) {
                 Ok(Outcome::Answer(answer)) => {
                     self.outstanding -= 1;
                     return Ok((answer.id, answer.result));

@@ -207,19 +207,24 @@ impl Link {
         }
     }
 
-    /// Waits at most `limit` for the next answer.
+    /// Waits at most `limit` for the next answer, which has to be one to `wanted` if that is given.
     ///
     /// # Errors
     /// `ENOTCONN` when the daemon has gone, `EBADMSG` for an answer that cannot be, `ENOMEM` when
     /// there is no place for it (the answer is lost). The first two are the end of the connection.
-    pub fn receive(&mut self, limit: Duration, place: &mut dyn Place) -> Result<Outcome, Errno> {
+    pub fn receive(
+        &mut self,
+        limit: Duration,
+        wanted: Option<i32>,
+        place: &mut dyn Place,
+    ) -> Result<Outcome, Errno> {
         match self.responses.wait(limit) {
-            Wait::Ready => self.take(place).map(Outcome::Answer),
+            Wait::Ready => self.take(wanted, place).map(Outcome::Answer),
             Wait::Interrupted => Ok(Outcome::Interrupted),
             Wait::Nothing if !self.is_hung_up() => Ok(Outcome::Nothing),
             // It may have answered before it went.
             Wait::Nothing if self.responses.wait(Duration::ZERO) == Wait::Ready => {
-                self.take(place).map(Outcome::Answer)
+                self.take(wanted, place).map(Outcome::Answer)
             }
             Wait::Nothing => Err(Errno::NOTCONN),
         }
@@ -232,10 +237,11 @@ impl Link {
             .is_some_and(|seen| seen.intersects(gone))
     }
 
-    fn take(&mut self, place: &mut dyn Place) -> Result<Answer, Errno> {
+    fn take(&mut self, wanted: Option<i32>, place: &mut dyn Place) -> Result<Answer, Errno> {
         let chunk = self.responses.peek()?;
         let int = |at| int_at(&chunk.header, at);
-        if int(8) as usize != chunk.payload + chunk.header.len() {
+        let other = wanted.is_some_and(|id| id != int(0));
+        if other || int(8) as usize != chunk.payload + chunk.header.len() {
             return Err(Errno::BADMSG);
         }
         let result = match int(16) {

@@ -1,5 +1,7 @@
 //! A node in memory, and what it takes to compare with recordings.
 
+pub use compat_tests::python::literal as python_literal;
+pub use compat_tests::text::without_number as blank;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -170,19 +172,6 @@ pub fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
 }
 
-/// Replaces the number behind every `name`.
-pub fn blank(text: &str, name: &str) -> String {
-    let mut out = String::new();
-    let mut rest = text;
-    while let Some(at) = rest.find(name) {
-        let (before, behind) = rest.split_at(at + name.len());
-        out.push_str(before);
-        out.push('_');
-        rest = behind.trim_start_matches(|c: char| c.is_ascii_digit());
-    }
-    out + rest
-}
-
 /// A guest list or a property answer in the order of VMIDs: hash order is no part of the contract.
 pub fn by_vmid(text: &str) -> String {
     let is_guest = |line: &&str| line.starts_with('"') && line.as_bytes()[1].is_ascii_digit();
@@ -229,35 +218,4 @@ pub fn by_key(text: &str) -> String {
         out.push('\n');
     }
     out
-}
-
-/// The bytes of a Python literal, `'…'` or `b'…'`, at the start of `text`, and the rest.
-pub fn python_literal(text: &str) -> (Vec<u8>, &str) {
-    let body = text.strip_prefix('b').unwrap_or(text);
-    let quote = body.chars().next().unwrap();
-    assert!(matches!(quote, '\'' | '"'), "{text}");
-    let mut out = Vec::new();
-    let mut chars = body.char_indices().skip(1);
-    while let Some((at, c)) = chars.next() {
-        if c == quote {
-            return (out, &body[at + 1..]);
-        }
-        if c != '\\' {
-            out.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes());
-            continue;
-        }
-        match chars.next().unwrap().1 {
-            'n' => out.push(b'\n'),
-            't' => out.push(b'\t'),
-            'r' => out.push(b'\r'),
-            'x' => {
-                let digits: String = [chars.next().unwrap().1, chars.next().unwrap().1]
-                    .iter()
-                    .collect();
-                out.push(u8::from_str_radix(&digits, 16).unwrap());
-            }
-            other => out.extend_from_slice(other.encode_utf8(&mut [0; 4]).as_bytes()),
-        }
-    }
-    panic!("literal without an end: {text}");
 }

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use compat_tests::client::unhex;
+use compat_tests::vectors::{request_bytes, vectors};
 use parking_lot::Mutex;
 use pmxcfs::ipc::Client;
 use pmxcfs::ipc::service::StatusReplica;
@@ -55,28 +57,12 @@ fn expected(name: &str, error: i32, answer: Vec<u8>) -> (i32, Vec<u8>) {
     }
 }
 
-fn hex(text: &str) -> Vec<u8> {
-    let digits = |i: usize| u8::from_str_radix(&text[i..i + 2], 16).unwrap();
-    (0..text.len()).step_by(2).map(digits).collect()
-}
-
 fn str_of<'a>(vector: &'a Value, name: &str) -> &'a str {
     vector[name].as_str().unwrap()
 }
 
-/// The request; requests too long for the file end in copies of the last byte of the payload.
-fn request(vector: &Value) -> Vec<u8> {
-    let mut request = hex(str_of(vector, "request_hex"));
-    if let Some(len) = vector["request_len"].as_u64() {
-        request.extend_from_slice(b"kv/max");
-        request.resize(16 + 256, 0);
-        request.resize(len as usize, b'm');
-    }
-    request
-}
-
 fn answer(vector: &Value) -> Vec<u8> {
-    let mut answer = hex(str_of(vector, "response_hex"))[24..].to_vec();
+    let mut answer = unhex(str_of(vector, "response_hex"))[24..].to_vec();
     if let Some(len) = vector["response_len"].as_u64() {
         answer.resize(len as usize - 24, b'm');
     }
@@ -114,17 +100,16 @@ fn normal(op: i64, answer: &[u8]) -> String {
 
 fn run(node: &mut Node, file: &str) {
     node.wait(10);
-    let golden: Value = serde_json::from_str(&golden_text(&format!("ipc/{file}.json"))).unwrap();
-    let vectors = golden["vectors"].as_array().unwrap();
+    let vectors = vectors(file).1;
     assert!(!vectors.is_empty());
-    for vector in vectors {
+    for vector in &vectors {
         let name = str_of(vector, "name");
         if TRANSPORT.contains(&name) {
             continue;
         }
         let recorded = vector["response_error"].as_i64().unwrap() as i32;
         let (error, payload) = expected(name, recorded, answer(vector));
-        let (our_error, ours) = node.send(&client(vector), &request(vector));
+        let (our_error, ours) = node.send(&client(vector), &request_bytes(vector));
         assert_eq!(our_error, error, "{file} {name}");
         let op = vector["op"].as_i64().unwrap();
         assert_eq!(normal(op, &ours), normal(op, &payload), "{file} {name}");
@@ -251,9 +236,7 @@ fn cluster() {
     let mut nodes = three_nodes();
     let mut compared = 0;
     for file in ["cluster", "cluster-noquorum"] {
-        let golden: Value =
-            serde_json::from_str(&golden_text(&format!("ipc/{file}.json"))).unwrap();
-        for vector in golden["vectors"].as_array().unwrap() {
+        for vector in &vectors(file).1 {
             let name = str_of(vector, "name");
             match name {
                 "cl_vmlist" => {
@@ -269,7 +252,7 @@ fn cluster() {
                 _ => {}
             }
             let on = usize::from(str_of(vector, "description") == "on node2");
-            let (error, ours) = nodes[on].send(&client(vector), &request(vector));
+            let (error, ours) = nodes[on].send(&client(vector), &request_bytes(vector));
             let op = vector["op"].as_i64().unwrap();
             assert_eq!(i64::from(error), vector["response_error"], "{name}");
             let recorded = without_history(op, &answer(vector));

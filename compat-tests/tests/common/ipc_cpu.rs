@@ -4,7 +4,7 @@
 //! of the servers alternate, so that a change of the machine's mood meets all of them; each round
 //! gives one ratio, and the median of these counts.
 use compat_tests::client::ROOT;
-use compat_tests::daemon::wait_for;
+use compat_tests::daemon::{cpu_ns, wait_for};
 use compat_tests::report::median;
 use compat_tests::{Client, Daemon, Lab, Node, Subject};
 use std::process::{Child, Command, Stdio};
@@ -117,20 +117,24 @@ impl Servers {
 
     fn measure_kind(&self, kind: &Kind, echo: &Echo, rounds: usize, requests: u32) -> Figures {
         let hex: String = kind.payload.iter().map(|b| format!("{b:02x}")).collect();
-        let load = |node: &Node, service: &str, pid: u32| {
-            let before = cpu(pid);
+        let load = |node: &Node, service: &str, pid: i32| {
+            let before = cpu_ns(pid);
             let mut command = node.command(Client::program());
             let (n, jobs) = (requests.to_string(), CONNECTIONS.to_string());
             command.args(["-s", service, "-j", &jobs, "bench", &n]);
             run(command.args([&kind.operation.to_string(), &hex]));
-            (cpu(pid) - before) as f64 / 1e3 / f64::from(requests * CONNECTIONS)
+            (cpu_ns(pid) - before) as f64 / 1e3 / f64::from(requests * CONNECTIONS)
         };
         let mut bare = Vec::new();
         let mut times = vec![Vec::new(); self.daemons.len()];
         for _ in 0..rounds {
-            bare.push(load(&self.node, &echo.1, echo.0.id()));
+            bare.push(load(
+                &self.node,
+                &echo.1,
+                i32::try_from(echo.0.id()).unwrap(),
+            ));
             for (times, (node, daemon)) in times.iter_mut().zip(&self.daemons) {
-                times.push(load(node, "pve2", u32::try_from(daemon.pid()).unwrap()));
+                times.push(load(node, "pve2", daemon.pid()));
             }
         }
         let ratio = |times: &Vec<f64>| {
@@ -150,18 +154,6 @@ impl Servers {
             assert_eq!(daemon.stop().code, 0);
         }
     }
-}
-
-/// Nanoseconds of CPU of all threads of a process.
-fn cpu(pid: u32) -> u64 {
-    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
-    threads
-        .map(|t| {
-            let text = std::fs::read_to_string(t.unwrap().path().join("schedstat")).unwrap();
-            let first = text.split_whitespace().next().unwrap();
-            first.parse::<u64>().unwrap()
-        })
-        .sum()
 }
 
 fn run(command: &mut Command) {

@@ -55,6 +55,8 @@ subtest 'backup' => sub {
 subtest 'old backups' => sub {
     spoil("$backups/config-$_.sql.gz", '') for map { 1000000000 + $_ } 1 .. 12;
     spoil("$backups/$_", '') for qw(config-1.sql.gz.bak other.txt config-x.sql.gz);
+    spoil("$backups/config-5.sql.gz.tmp.$_", '') for 1, 2;
+    utime(1, 1, "$backups/config-5.sql.gz.tmp.1");
     my $said = printed(sub { PVE::Cluster::cfs_backup_database() });
     my @gone = map { "config-100000000$_.sql.gz" } 1 .. 6;
     is_deeply(
@@ -65,6 +67,7 @@ subtest 'old backups' => sub {
     my @left = glob("$backups/config-*.sql.gz");
     is(scalar(grep { m/config-[0-9]/ } @left), 10, 'ten are left');
     is_deeply([grep { -e "$backups/$_" } @gone], [], 'the others are gone');
+    is(names($backups) =~ m/(config-5\S*)/ ? $1 : '', 'config-5.sql.gz.tmp.2', 'so is what was left half done a day ago');
     is(join(' ', map { -e "$backups/$_" ? 1 : 0 } qw(config-1.sql.gz.bak other.txt config-x.sql.gz)), '1 1 1', 'other files stay');
     unlink(map { m/^(.*)\z/s } glob("$backups/*"));
 };

@@ -137,6 +137,17 @@ subtest 'versions of files' => sub {
     is(PVE::Cluster::cfs_file_version('user.cfg'), undef, 'no versions, no version');
     $read->();
     is($parsed, 1, 'read again without versions');
+
+    my $restarts = 1;
+    $version{'jobs.cfg'} = 1;
+    update();
+    cfs_register_file('jobs.cfg', sub {
+        $version{starttime}++ if $restarts-- > 0;
+        update();
+        return ++$parsed;
+    });
+    $parsed = 0;
+    is_deeply([map { cfs_read_file('jobs.cfg') } 1 .. 3], [1, 2, 2], 'a restart while the file is parsed');
 };
 
 subtest 'task lists' => sub {

@@ -14,11 +14,10 @@ my $DATABASE = "$DIR/config.db";
 my $BACKUPS = "$DIR/backup";
 my $KEPT = 10;
 
-# Makes what was written to a file or a directory last.
+# Has the disk keep what was written to a file or a directory.
 sub sync_path {
     my ($path) = @_;
     open(my $fh, '<', $path) or die "unable to open '$path' - $!\n";
-    # IO::Handle flushes on a handle for reading as well; fsync(2) does not mind.
     $fh->sync() or die "unable to sync '$path' - $!\n";
     close($fh);
     return;
@@ -66,8 +65,13 @@ sub dump_to {
 
 sub remove_old_backups {
     opendir(my $dh, $BACKUPS) or die "unable to read directory '$BACKUPS' - $!\n";
-    my @names = sort map { m/^(config-[0-9]+\.sql\.gz)\z/ ? $1 : () } readdir($dh);
+    my @all = readdir($dh);
     closedir($dh);
+    # What backups that were killed have left, a day later.
+    my @parts = map { m/^(config-[0-9]+\.sql\.gz\.tmp\.[0-9]+)\z/ ? "$BACKUPS/$1" : () } @all;
+    unlink(grep { -M $_ > 1 } @parts);
+
+    my @names = sort map { m/^(config-[0-9]+\.sql\.gz)\z/ ? $1 : () } @all;
     for my $name (@names > $KEPT ? @names[0 .. $#names - $KEPT] : ()) {
         print "delete old backup '$BACKUPS/$name'\n";
         unlink("$BACKUPS/$name") or warn "unable to delete '$BACKUPS/$name' - $!\n";

@@ -110,10 +110,12 @@ sub cfs_read_file {
     if (!$known || !$version || $known->{version} != $version) {
         die "no parser defined for '$path'\n" if !$info->{parser};
         delete $cache->{$path};
+        my $start = $generation;
         my $raw = PVE::Cluster::get_config($path);
         my $data = $info->{parser}->(PVE::Cluster::base_dir() . "/$path", $raw);
         $known = { version => $version, data => $data };
-        $cache->{$path} = $known if $version;
+        # The parser may have met another start of the daemon: then the version says nothing.
+        cache()->{$path} = $known if $version && $start == PVE::Cluster::Impl::State::generation();
     }
     my $data = $known->{data};
     return ref($data) ? Storable::dclone($data) : $data;

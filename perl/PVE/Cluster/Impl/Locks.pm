@@ -22,18 +22,24 @@ sub checked_name {
     return $checked;
 }
 
-# Waits until the directory could be made. Returns 1, or dies.
+# Waits until the lock's directory could be made, and tells so in $$held; otherwise dies. It can do
+# both: a daemon that hung may make the directory when the alarm has already rung.
 sub acquire {
-    my ($name, $path, $timeout) = @_;
+    my ($name, $path, $timeout, $held) = @_;
 
+    # The daemon could be the one that does not answer.
     local $SIG{ALRM} = sub { die "got lock request timeout\n" };
     my $start = clock_gettime(CLOCK_MONOTONIC);
     my $waited = 0; # seconds
+    my $left = max($timeout, 1);
+    alarm($left);
+    my $dir = PVE::Cluster::auth_dir() . '/lock';
+    mkdir($dir);
+    die "pve cluster filesystem not online.\n" if !-d $dir;
     while (1) {
-        my $left = max($timeout - int($waited), 1);
-        # The daemon could be the one that does not answer.
-        alarm($left);
-        return 1 if mkdir($path);
+        # A statement of its own: signals are handled after it, not in the middle.
+        $$held = mkdir($path);
+        return if $$held;
 
         my $pause = min($left, 10) / 10;
         die "got lock request timeout\n" if $waited + $pause >= $timeout;
@@ -43,6 +49,8 @@ sub acquire {
         my $second = int($waited);
         $waited = clock_gettime(CLOCK_MONOTONIC) - $start;
         print STDERR "trying to acquire cfs lock '$name' ...\n" if int($waited) > $second;
+        $left = max($timeout - int($waited), 1);
+        alarm($left);
     }
     return;
 }
@@ -58,12 +66,8 @@ sub run_locked {
         local $SIG{ALRM} = 'IGNORE';
         my $path;
         my $done = eval {
-            my $dir = PVE::Cluster::auth_dir() . '/lock';
-            $path = "$dir/" . checked_name($name);
-            mkdir($dir);
-            die "pve cluster filesystem not online.\n" if !-d $dir;
-
-            $held = acquire($name, $path, $timeout || $WAIT);
+            $path = PVE::Cluster::auth_dir() . '/lock/' . checked_name($name);
+            acquire($name, $path, $timeout || $WAIT, \$held);
 
             local $SIG{ALRM} = sub { die "'$name'-locked command timed out - aborting\n" };
             alarm($HOLD);

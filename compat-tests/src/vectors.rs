@@ -1,10 +1,10 @@
 //! The recorded requests (`golden/ipc`) and their answers in a form that can be compared.
-// each test file uses a part of it
-#![allow(dead_code)]
-use compat_tests::client::unhex;
-use compat_tests::golden;
+use crate::client::{name256, unhex};
+use crate::golden;
+use crate::text::{sort_between, without_number};
 use serde_json::Value;
 
+/// A file as a whole, and its vectors.
 pub fn vectors(file: &str) -> (Value, Vec<Value>) {
     let text = std::fs::read_to_string(golden(&format!("ipc/{file}.json"))).unwrap();
     let value: Value = serde_json::from_str(&text).unwrap();
@@ -12,19 +12,26 @@ pub fn vectors(file: &str) -> (Value, Vec<Value>) {
     (value, vectors)
 }
 
+/// A field that is a text; empty if it is missing.
 pub fn text<'a>(vector: &'a Value, key: &str) -> &'a str {
     vector[key].as_str().unwrap_or_default()
 }
 
-/// The request of a vector: id, payload, and the size field where that is a lie. Long requests
-/// are recorded without their payload and made here as their description says.
-pub fn request(vector: &Value) -> (i32, Vec<u8>, Option<i32>) {
+/// The request of a vector with its header. Long requests are recorded without their payload and
+/// made here as their description says.
+pub fn request_bytes(vector: &Value) -> Vec<u8> {
     let mut bytes = unhex(text(vector, "request_hex"));
     if let Some(length) = vector["request_len"].as_u64() {
         let length = usize::try_from(length).unwrap();
-        bytes.extend(compat_tests::client::name256("kv/max"));
+        bytes.extend(name256("kv/max"));
         bytes.resize(length, b'm');
     }
+    bytes
+}
+
+/// The request of a vector: id, payload, and the size field where that is a lie.
+pub fn request(vector: &Value) -> (i32, Vec<u8>, Option<i32>) {
+    let mut bytes = request_bytes(vector);
     let int = |at: usize| i32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
     let (id, size) = (int(0), int(8));
     let lie = (i64::from(size) != i64::try_from(bytes.len()).unwrap()).then_some(size);
@@ -37,46 +44,21 @@ fn sorted(list: &str, separator: &str) -> String {
     parts.join(separator)
 }
 
-/// `before` + sorted parts + `after`, when the text has that form.
-fn sort_between(text: &str, before: &str, after: &str, separator: &str) -> Option<String> {
-    let start = text.find(before)? + before.len();
-    let end = start + text[start..].find(after)?;
-    Some(format!(
-        "{}{}{}",
-        &text[..start],
-        sorted(&text[start..end], separator),
-        &text[end..]
-    ))
-}
-
-/// Replaces the digits after each `key` by `N`.
-pub fn without_number(text: &str, key: &str) -> String {
-    let mut out = String::new();
-    let mut rest = text;
-    while let Some(at) = rest.find(key) {
-        let end = at + key.len();
-        out.push_str(&rest[..end]);
-        out.push('N');
-        rest = rest[end..].trim_start_matches(|c: char| c.is_ascii_digit());
-    }
-    out + rest
-}
-
 /// Takes out what the vectors call varying: times, process ids and the order of hash tables.
 pub fn canonical(op: i32, payload: &[u8]) -> String {
     let text: String = payload.iter().map(|b| char::from(*b)).collect();
     match op {
         1 => {
             let text = without_number(&text, "\"starttime\": ");
-            sort_between(&text, "\"node1\": {\n", "}\n", ",\n").unwrap_or(text)
+            sort_between(&text, "\"node1\": {\n", "}\n", ",\n")
         }
-        3 => sort_between(&text, "\"ids\": {\n", "}\n\n}\n", ",\n").unwrap_or(text),
+        3 => sort_between(&text, "\"ids\": {\n", "}\n\n}\n", ",\n"),
         8 => without_number(&without_number(&text, "\"time\": "), "\"pid\": "),
         10 => {
             let nul = if text.ends_with('\0') { "\\0" } else { "" };
             sorted(text.trim_end_matches('\0').trim_end_matches('\n'), "\n") + nul
         }
-        11 | 13 => sort_between(&text, "{\n", "\n}\n", ",\n").unwrap_or(text),
+        11 | 13 => sort_between(&text, "{\n", "\n}\n", ",\n"),
         _ => text,
     }
 }
@@ -98,6 +80,7 @@ pub fn shown(op: i32, header: &[u8], payload: &[u8]) -> String {
     format!("{id}error {}{size} {}", int(16), canonical(op, payload))
 }
 
+/// The recorded answer in the form of [`shown`].
 pub fn expected(vector: &Value, op: i32) -> String {
     if let Some(error) = vector["transport_error"].as_str() {
         return format!("broken: {error}");

@@ -1,6 +1,4 @@
 //! Python literals, as some of the golden transcripts contain them.
-// each test file uses a part of it
-#![allow(dead_code)]
 
 /// The bytes of the `str`, `bytes` literal at the start of `text`, and what follows it.
 pub fn literal(text: &str) -> (Vec<u8>, &str) {
