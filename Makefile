@@ -54,8 +54,9 @@ compat: build perl
 PACKAGE_DIR = $(CURDIR)/target/package
 check-package: root deps
 	@sh packaging/install-deps build-essential debhelper debootstrap fakeroot lintian
-	sh packaging/build-package "$(PACKAGE_DIR)" -j$$(nproc)
-	bash compat-tests/tools/machine.sh base "$(PACKAGE_DIR)/base"
+	mkdir -p "$(PACKAGE_DIR)"
+	bash compat-tests/tools/machine.sh base "$(PACKAGE_DIR)/base" & base=$$!; \
+	sh packaging/build-package "$(PACKAGE_DIR)" -j$$(nproc) && wait $$base
 	PACKAGES_UNDER_TEST="$(PACKAGE_DIR)" \
 	$(CARGO) test --locked -p compat-tests --test package $(TEST_ARGS) -- --nocapture --test-threads=1
 

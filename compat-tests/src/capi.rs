@@ -4,7 +4,7 @@ use crate::Node;
 use nix::fcntl::{Flock, FlockArg};
 use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 
 /// How a program is built.
@@ -172,4 +172,44 @@ pub fn abi(build: Build) -> PathBuf {
         std::fs::rename(&new, &program).expect("rename");
     });
     program
+}
+
+/// Clients that call on and print `calls N failed F longest MS` at their end.
+pub struct Pollers(Vec<Child>);
+
+/// What all of them saw.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Polled {
+    pub calls: u64,
+    pub failed: u64,
+    /// Milliseconds.
+    pub longest: f64,
+}
+
+impl Pollers {
+    /// Starts `count` of `command`.
+    pub fn start(count: usize, command: impl Fn() -> Command) -> Self {
+        let start = |_| {
+            let mut command = command();
+            command.stdout(Stdio::piped()).spawn().expect("it runs")
+        };
+        Self((0..count).map(start).collect())
+    }
+
+    /// Waits for their ends.
+    pub fn finish(self) -> Polled {
+        let mut all = Polled::default();
+        for client in self.0 {
+            let out = client.wait_with_output().expect("wait");
+            let text = String::from_utf8_lossy(&out.stdout).into_owned();
+            let words: Vec<&str> = text.split_whitespace().collect();
+            let ["calls", calls, "failed", failed, "longest", longest] = words[..] else {
+                panic!("a client said {text:?}");
+            };
+            all.calls += calls.parse::<u64>().expect("a number");
+            all.failed += failed.parse::<u64>().expect("a number");
+            all.longest = all.longest.max(longest.parse().expect("a number"));
+        }
+        all
+    }
 }

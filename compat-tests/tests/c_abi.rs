@@ -4,10 +4,13 @@
 //! daemon's part and the comparison with libqb.
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)]
-use compat_tests::capi::{Build, abi};
+use compat_tests::capi::{Build, Pollers, abi, installed};
 use compat_tests::client::{identity, unhex};
+use compat_tests::daemon::{PATIENCE, wait_for};
 use compat_tests::lab::quiet;
 use compat_tests::{Client, Daemon, Lab, Node, Reply, Subject, golden, on_both, report};
+use nix::errno::Errno;
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -59,6 +62,7 @@ fn threads_forks_and_read_only_clients() {
     let program = abi(Build::C);
     succeeds(node.command(&program).args(["fork", "100"]));
     succeeds(node.command(&program).args(["threads", "16", "100"]));
+    succeeds(node.command(&program).args(["threadfork", "8", "50"]));
     succeeds(node.command(&program).args(["pipeline", "40"]));
     for name in ["www-data", "root:www-data"] {
         let (uid, gid) = identity(name);
@@ -66,20 +70,9 @@ fn threads_forks_and_read_only_clients() {
     }
     let (uid, gid) = identity("nobody");
     let mut refused = Waiter::start(node.command_as(uid, gid, &program), -1);
-    assert_eq!(refused.call(3).0, -libc_errno("EACCES"));
+    assert_eq!(refused.call(3).0, -(Errno::EACCES as i32));
     drop(refused);
     daemon.stop();
-}
-
-fn libc_errno(name: &str) -> i32 {
-    use nix::errno::Errno;
-    let errno = match name {
-        "EACCES" => Errno::EACCES,
-        "ECONNREFUSED" => Errno::ECONNREFUSED,
-        "ETIMEDOUT" => Errno::ETIMEDOUT,
-        other => panic!("unknown errno {other}"),
-    };
-    errno as i32
 }
 
 /// Errors and leaks of the client alone: the daemon runs without valgrind.
@@ -174,13 +167,11 @@ fn restart_under_polling_clients(subject: &Subject) {
     let (_lab, node, mut daemon) = prepared(subject);
     let program = abi(Build::C);
     let time = if subject.is_ours() { "4000" } else { "12000" };
-    let clients: Vec<Child> = (0..20)
-        .map(|_| {
-            let mut command = node.command(&program);
-            command.args(["poll", time]);
-            command.stdout(Stdio::piped()).spawn().unwrap()
-        })
-        .collect();
+    let clients = Pollers::start(20, || {
+        let mut command = node.command(&program);
+        command.args(["poll", time]);
+        command
+    });
     std::thread::sleep(Duration::from_millis(500));
     let mut down = Vec::new();
     for _ in 0..if subject.is_ours() { 3 } else { 1 } {
@@ -190,24 +181,14 @@ fn restart_under_polling_clients(subject: &Subject) {
         down.push(begin.elapsed().as_secs_f64() * 1e3);
         std::thread::sleep(Duration::from_millis(300));
     }
-    let (mut calls, mut failed, mut longest) = (0.0, 0.0, 0.0f64);
-    for client in clients {
-        let out = client.wait_with_output().unwrap();
-        let text = String::from_utf8_lossy(&out.stdout).into_owned();
-        let words: Vec<&str> = text.split_whitespace().collect();
-        let number = |at: usize| -> f64 { words[at].parse().unwrap() };
-        calls += number(1);
-        failed += number(3);
-        longest = longest.max(number(5));
-    }
+    let seen = clients.finish();
     report(&format!(
-        "restart under 20 polling C clients, {}: {calls} calls, {failed} failed, longest {longest:.0} ms \
-         (restarts took {down:.0?} ms)",
+        "restart under 20 polling C clients, {}: {seen:?} (restarts took {down:.0?} ms)",
         subject.name()
     ));
-    assert_eq!(failed, 0.0, "calls failed");
+    assert_eq!(seen.failed, 0);
     if subject.is_ours() {
-        assert!(longest < 1000.0, "a call took {longest} ms");
+        assert!(seen.longest < 1000.0);
     }
     daemon.stop();
 }
@@ -290,11 +271,11 @@ fn dead_and_silent_daemons() {
 
     daemon.freeze();
     let (code, took) = hasty.call(1);
-    assert_eq!(code, -libc_errno("ETIMEDOUT"));
+    assert_eq!(code, -(Errno::ETIMEDOUT as i32));
     assert!((300..450).contains(&took), "{took} ms");
     // connecting takes part of the time, too
     let (code, took) = hasty.call(1);
-    assert_eq!(code, -libc_errno("ETIMEDOUT"));
+    assert_eq!(code, -(Errno::ETIMEDOUT as i32));
     assert!((300..450).contains(&took), "{took} ms");
     patient.say("1");
     std::thread::sleep(Duration::from_millis(500));
@@ -302,7 +283,7 @@ fn dead_and_silent_daemons() {
     let (code, took) = patient.result();
     assert!(code == 0 && took >= 490, "{code} after {took} ms");
     // the late answers are not taken for these
-    assert_eq!(hasty.call(9).0, -44);
+    assert_eq!(hasty.call(9).0, -(Errno::ECHRNG as i32));
     assert_eq!(hasty.call(3).0, 0);
 
     daemon.freeze();
@@ -312,14 +293,61 @@ fn dead_and_silent_daemons() {
     daemon.kill9();
     let (code, _) = patient.result();
     let noticed = died.elapsed();
-    assert_eq!(code, -libc_errno("ECONNREFUSED"));
+    assert_eq!(code, -(Errno::ECONNREFUSED as i32));
     report(&format!(
         "a killed daemon is noticed after {noticed:.0?} (libqb: up to 2 s)"
     ));
     assert!(noticed < Duration::from_millis(500), "{noticed:?}");
     let (code, took) = hasty.call(1);
-    assert_eq!(code, -libc_errno("ECONNREFUSED"));
+    assert_eq!(code, -(Errno::ECONNREFUSED as i32));
     assert!(took < 100, "{took} ms");
+}
+
+/// Whoever takes the name of a daemon that does not run gives root no files to write into.
+#[test]
+fn a_service_of_another_user() {
+    let (_lab, node) = Lab::single();
+    let (uid, gid) = identity("nobody");
+    let mut stranger = node
+        .command_as(uid, gid, Client::program())
+        .arg("serve")
+        .spawn()
+        .unwrap();
+    assert!(wait_for(PATIENCE, || node.ipc_listens("pve2")));
+    let root = Waiter::start(node.command(abi(Build::C)), 2000).call(1);
+    let own = Waiter::start(node.command_as(uid, gid, abi(Build::C)), 2000).call(1);
+    stranger.kill().unwrap();
+    stranger.wait().unwrap();
+    assert_eq!(root.0, -(Errno::EPERM as i32));
+    assert_eq!(own.0, 0);
+}
+
+/// The name programs find it by, and nothing visible that the header does not have.
+#[test]
+fn name_and_symbols_of_the_library() {
+    let library = installed().join("usr/lib/libpmxcfs.so.0");
+    let dynamic = succeeds(Command::new("readelf").arg("-d").arg(&library));
+    assert!(dynamic.contains("Library soname: [libpmxcfs.so.0]"));
+    assert!(!dynamic.contains("libqb"), "{dynamic}");
+    let symbols = Command::new("nm")
+        .args(["-D", "--defined-only", "--format=posix"])
+        .arg(&library)
+        .output()
+        .unwrap();
+    let symbols = String::from_utf8(symbols.stdout).unwrap();
+    let visible: BTreeSet<&str> = symbols
+        .lines()
+        .filter_map(|line| line.split(' ').next())
+        .collect();
+    let header = std::fs::read_to_string(installed().join("usr/include/pmxcfs.h")).unwrap();
+    let declared: BTreeSet<&str> = header
+        .lines()
+        .filter(|line| !line.starts_with(' ') && !line.starts_with("typedef"))
+        .filter_map(|line| line.split_once('(')?.0.rsplit([' ', '*']).next())
+        .filter(|name| name.starts_with("pmxcfs_"))
+        .collect();
+    assert!(declared.len() > 20);
+    assert_eq!(visible, declared);
 }
 
 /// A flag without a daemon: waited for 10 seconds, then removed.
@@ -332,10 +360,10 @@ fn a_flag_nobody_comes_back_for() {
     daemon.stop();
     assert!(node.path(flag).exists());
     let (code, took) = client.call(1);
-    assert_eq!(code, -libc_errno("ECONNREFUSED"));
+    assert_eq!(code, -(Errno::ECONNREFUSED as i32));
     assert!((10_000..11_000).contains(&took), "{took} ms");
     assert!(!node.path(flag).exists());
     let (code, took) = client.call(1);
-    assert_eq!(code, -libc_errno("ECONNREFUSED"));
+    assert_eq!(code, -(Errno::ECONNREFUSED as i32));
     assert!(took < 100, "{took} ms");
 }

@@ -245,7 +245,7 @@ fn restart_under_pollers(subject: &Subject) {
     let mut longest = f64::INFINITY;
     for _ in 0..4 {
         longest = longest.min(restarts(subject));
-        if longest < LONGEST_WAIT {
+        if longest < LONGEST_WAIT || !subject.is_ours() {
             break;
         }
     }

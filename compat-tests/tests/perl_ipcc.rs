@@ -2,11 +2,11 @@
 //! calls.
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)]
-use compat_tests::capi::perl_command;
+use compat_tests::capi::{Pollers, perl, perl_command};
 use compat_tests::lab::quiet;
 use compat_tests::{Daemon, Lab, Node, Subject, on_both, report};
 use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 on_both!(
@@ -63,7 +63,7 @@ fn without_a_daemon() {
     let (_, text) = node.sh(&format!(
         "perl -T -I {} -MPVE::IPCC -e 'my $r = PVE::IPCC::ipcc_send_rec(1); \
          print defined($r) ? \"answer\" : $!'",
-        compat_tests::capi::perl().display()
+        perl().display()
     ));
     assert_eq!(text, "Connection refused");
 }
@@ -100,36 +100,25 @@ fn restart_under_polling_perl_clients(subject: &Subject) {
     let _quiet = quiet();
     let (_lab, node, mut daemon) = prepared(subject);
     let time = if subject.is_ours() { "4000" } else { "12000" };
-    let clients: Vec<Child> = (0..20)
-        .map(|_| {
-            let mut command = perl_command(&node, SCRIPT);
-            command.args(["poll", time]);
-            command.stdout(Stdio::piped()).spawn().unwrap()
-        })
-        .collect();
+    let clients = Pollers::start(20, || {
+        let mut command = perl_command(&node, SCRIPT);
+        command.args(["poll", time]);
+        command
+    });
     std::thread::sleep(Duration::from_millis(1000));
     for _ in 0..if subject.is_ours() { 3 } else { 1 } {
         daemon.stop();
         daemon = Daemon::local(&node, subject);
         std::thread::sleep(Duration::from_millis(300));
     }
-    let (mut calls, mut failed, mut longest) = (0.0, 0.0, 0.0f64);
-    for client in clients {
-        let out = client.wait_with_output().unwrap();
-        let text = String::from_utf8_lossy(&out.stdout).into_owned();
-        let words: Vec<&str> = text.split_whitespace().collect();
-        let number = |at: usize| -> f64 { words[at].parse().unwrap() };
-        calls += number(1);
-        failed += number(3);
-        longest = longest.max(number(5));
-    }
+    let seen = clients.finish();
     report(&format!(
-        "restart under 20 polling Perl clients, {}: {calls} calls, {failed} failed, longest {longest:.0} ms",
+        "restart under 20 polling Perl clients, {}: {seen:?}",
         subject.name()
     ));
-    assert_eq!(failed, 0.0, "calls failed");
+    assert_eq!(seen.failed, 0);
     if subject.is_ours() {
-        assert!(longest < 1000.0, "a call took {longest} ms");
+        assert!(seen.longest < 1000.0);
     }
     daemon.stop();
 }

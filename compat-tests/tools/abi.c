@@ -8,6 +8,7 @@
  *     abi poll MS            one call after the other: prints "calls N failed F longest MS"
  *     abi fork N             N children of a process that is connected
  *     abi threads N M        M calls by each of N threads on one client
+ *     abi threadfork N M     as threads, while 20 children are made
  *     abi pipeline N         N requests on their way at a time
  *     abi wait TIMEOUT       a call for each line of stdin: prints "CODE MS"
  *
@@ -369,14 +370,29 @@ static void *thread(void *number)
     return NULL;
 }
 
-static int threads(int count, int calls)
+static int threads(int count, int calls, int children)
 {
     pthread_t all[64];
-    int i;
+    int i, status, bad = 0;
     calls_per_thread = calls;
     CHECK(count <= 64);
     for (i = 0; i < count; i++)
         IS(pthread_create(&all[i], NULL, thread, (void *)(size_t)(i + 1)), 0);
+    for (i = 0; i < children; i++) {
+        pid_t pid;
+        pause_ms(2);
+        pid = fork();
+        CHECK(pid >= 0);
+        if (pid == 0) {
+            /* most of the time a thread that is not here was in the middle of a call */
+            some_calls(100 + i, 5);
+            pmxcfs_client_free(client);
+            _exit(0);
+        }
+    }
+    while (wait(&status) > 0)
+        bad += status != 0;
+    IS(bad, 0);
     for (i = 0; i < count; i++)
         IS(pthread_join(all[i], NULL), 0);
     return 0;
@@ -434,7 +450,9 @@ int main(int argc, char **argv)
     else if (!strcmp(what, "fork"))
         code = forks(first);
     else if (!strcmp(what, "threads"))
-        code = threads(first, second);
+        code = threads(first, second, 0);
+    else if (!strcmp(what, "threadfork"))
+        code = threads(first, second, 20);
     else if (!strcmp(what, "pipeline"))
         code = pipeline(first);
     else if (!strcmp(what, "wait"))

@@ -95,6 +95,8 @@ impl SendQueue {
         while self.messages.front().is_some_and(late) {
             self.pop();
             dropped += 1;
+            // The next one begins anew.
+            self.trying = None;
         }
         dropped
     }

@@ -257,7 +257,7 @@ impl<A: Application> Machine<A> {
         }
         self.set_mode(Mode::Synced);
         let queue = std::mem::take(&mut self.sync_queue);
-        self.log_queue(queue.len());
+        self.log_queue("dfsm_deliver_sync_queue", queue.len());
         for message in queue {
             if self.mode != Mode::Synced {
                 return;
@@ -271,7 +271,7 @@ impl<A: Application> Machine<A> {
     /// Applies what may be applied; moves what comes behind the updates; keeps what has to wait.
     pub(super) fn deliver_msg_queue(&mut self) {
         let queue = self.msg_queue.take();
-        self.log_queue(queue.len());
+        self.log_queue("dfsm_deliver_queue", queue.len());
         let mut rest = VecDeque::new();
         for message in queue {
             let sender = self.members.iter().find(|m| m.id == message.from);
@@ -288,12 +288,9 @@ impl<A: Application> Machine<A> {
         }
     }
 
-    fn log_queue(&mut self, length: usize) {
+    fn log_queue(&mut self, name: &str, length: usize) {
         if length > 0 {
-            self.log(
-                Level::Notice,
-                format!("dfsm_deliver_queue: queue length {length}"),
-            );
+            self.log(Level::Notice, format!("{name}: queue length {length}"));
         }
     }
 

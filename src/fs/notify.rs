@@ -112,6 +112,11 @@ impl Notifier {
     /// this returns, every new open, stat or listing sees the change.
     pub fn invalidate(&self, change: &Change) {
         let renamed = change.changes_names();
+        let ino = self.inodes.lock().held(change.inode);
+        if let Some(ino) = ino.filter(|_| !renamed) {
+            // At once: somebody who waits for another node may lock the directory for long.
+            self.kernel.inval_content(ino);
+        }
         for (dir, name) in self.names(change) {
             // Waits for look-ups that were answered before the change, in any case.
             self.kernel
@@ -120,7 +125,6 @@ impl Notifier {
                 self.kernel.inval_content(dir);
             }
         }
-        let ino = self.inodes.lock().held(change.inode);
         if let Some(ino) = ino {
             self.kernel.inval_content(ino);
         }
@@ -371,7 +375,7 @@ mod tests {
             data: vec![1],
             truncate: false,
         };
-        assert_eq!(told(write), ["entry 2 /", "content 4"]);
+        assert_eq!(told(write), ["content 4", "entry 2 /", "content 4"]);
         assert_eq!(
             told(Op::Rename {
                 from: path("d/g"),
@@ -419,7 +423,7 @@ mod tests {
         let written = fixture.apply(write);
         assert!(fixture.notifier.concerns(&written));
         fixture.notifier.invalidate(&written);
-        assert_eq!(fixture.notes(), ["content 3"]);
+        assert_eq!(fixture.notes(), ["content 3", "content 3"]);
         // The root is always there.
         let in_root = fixture.apply(Op::Create { path: path("r") });
         assert!(fixture.notifier.concerns(&in_root));

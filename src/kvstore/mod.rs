@@ -13,6 +13,8 @@ use crate::dfsm::{
 };
 use crate::status::{SetError, Status};
 
+#[cfg(test)]
+mod tests;
 pub mod wire;
 
 /// Key of a node's address.
@@ -210,6 +212,3 @@ impl Application for Kvstore {
         Consequence::None
     }
 }
-
-#[cfg(test)]
-mod tests;

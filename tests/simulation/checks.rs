@@ -55,7 +55,7 @@ impl World {
                 let epoch = self.slots[*other].process.as_ref().map(Process::epoch);
                 // Cut off from each other they may have got different last messages.
                 let same = epoch == self.slots[node].process.as_ref().map(Process::epoch)
-                    && self.cpg.next_view(*other) == self.cpg.next_view(node);
+                    && self.cpg.next_views(*other) == self.cpg.next_views(node);
                 if same && *v == version && *p != print {
                     return Err(format!(
                         "nodes {other} and {node} differ at version {version}"

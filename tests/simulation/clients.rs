@@ -136,7 +136,9 @@ impl World {
                 self.stall(node, some_time);
             }
             _ => {
-                self.stall(node, Duration::from_secs(40));
+                let ghost = Duration::from_secs(40);
+                self.ghost_until = self.time + ghost;
+                self.stall(node, ghost);
             }
         }
     }

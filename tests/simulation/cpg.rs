@@ -75,18 +75,19 @@ impl Cpg {
         self.ports[node].component.is_some()
     }
 
-    /// The membership a node will be told next; its current one, if there is none waiting. What
-    /// comes before it is the same for those who share it.
-    pub fn next_view(&self, node: usize) -> u64 {
+    /// The memberships a node will be told next; its current one, if there is none waiting. What
+    /// comes before the next one is the same for those who share all of them: whoever was cut off
+    /// since may lack messages from before an earlier one.
+    pub fn next_views(&self, node: usize) -> Vec<u64> {
         let view = |input: &Input| match input {
             Input::Confchg { view, .. } => Some(*view),
             _ => None,
         };
-        self.ports[node]
-            .inbox
-            .iter()
-            .find_map(view)
-            .unwrap_or(self.ports[node].current)
+        let mut views: Vec<u64> = self.ports[node].inbox.iter().filter_map(view).collect();
+        if views.is_empty() {
+            views.push(self.ports[node].current);
+        }
+        views
     }
 
     /// A member that has seen everything.

@@ -73,6 +73,9 @@ pub struct World {
     pub(super) mix: Mix,
     pub(super) slow_store: bool,
     pub(super) failing_store: bool,
+    spiteful: bool,
+    /// A node stands still for so long.
+    pub(super) ghost_until: Duration,
     pub(super) cpg: Cpg,
     pub(super) slots: Vec<Slot>,
     pub(super) time: Duration,
@@ -135,6 +138,7 @@ impl World {
             });
         }
         let (slow_store, failing_store) = (rng.chance(50), rng.chance(30));
+        let spiteful = rng.chance(50);
         World {
             plan,
             rng,
@@ -142,6 +146,8 @@ impl World {
             mix,
             slow_store,
             failing_store,
+            spiteful,
+            ghost_until: Duration::ZERO,
             cpg: Cpg::new(nodes),
             slots,
             time: Duration::ZERO,
@@ -180,7 +186,7 @@ impl World {
             if submitted < self.plan.requests && self.rng.chance(3) {
                 submitted += 1;
                 self.request();
-            } else if self.faults < self.plan.faults && self.rng.below(1000) < 4 {
+            } else if self.faults < self.plan.faults && self.rng.below(1000) < self.spite() {
                 self.faults += 1;
                 self.fault();
             } else {
@@ -188,8 +194,23 @@ impl World {
             }
             self.settle()?;
         }
+        // Whoever holds the others up does so to the end: longer than their clients wait.
+        while self.time < self.ghost_until {
+            self.step();
+            self.settle()?;
+        }
         self.finish()?;
         Ok(self.acknowledged)
+    }
+
+    /// Faults in 1000 steps. Some runs have most of theirs while a synchronisation goes on.
+    fn spite(&self) -> usize {
+        let behind = |slot: &Slot| slot.process.as_ref().is_some_and(|p| !p.all_synced());
+        if self.spiteful && self.slots.iter().any(behind) {
+            40
+        } else {
+            4
+        }
     }
 
     fn start_calmly(&mut self) -> Outcome {
@@ -220,8 +241,10 @@ impl World {
         let ready: Vec<usize> = (0..self.slots.len())
             .filter(|n| self.time >= self.slots[*n].stalled_until)
             .collect();
+        if !ready.iter().any(|node| self.has_work(*node)) {
+            self.time += Duration::from_millis(50);
+        }
         let Some(node) = self.rng.pick(&ready) else {
-            self.time += Duration::from_millis(100);
             return;
         };
         let busy = self.cpg.waiting(node) > 0;
@@ -236,6 +259,15 @@ impl World {
             7 => self.time += Duration::from_millis(self.rng.below(20) as u64),
             _ => {}
         }
+    }
+
+    fn has_work(&self, node: usize) -> bool {
+        let sending = self.slots[node]
+            .process
+            .as_ref()
+            .is_some_and(Process::sending);
+        let storing = matches!(&self.slots[node].process, Some(Process::Ours(p)) if p.storing());
+        self.cpg.waiting(node) > 0 || sending || storing
     }
 
     /// Everything that comes with time.

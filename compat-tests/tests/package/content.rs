@@ -68,10 +68,13 @@ fn nothing_tells_where_it_was_built() {
     let Some(packages) = packages_or_skip("nothing_tells_where_it_was_built") else {
         return;
     };
-    let home = std::env::var("HOME").unwrap();
-    let source = here().parent().unwrap().to_string_lossy().into_owned();
-    let target = packages.dir().to_string_lossy().into_owned();
-    let names = [format!("{home}/."), source, target];
+    let mut names = vec![
+        format!("{}/", here().parent().unwrap().display()),
+        format!("{}/", packages.dir().display()),
+    ];
+    if let Ok(home) = std::env::var("HOME") {
+        names.extend(["cargo/", "rustup/"].map(|place| format!("{home}/.{place}")));
+    }
     for entry in std::fs::read_dir(packages.dir()).unwrap() {
         let deb = entry.unwrap().path();
         if deb.extension().is_none_or(|e| e != "deb") {

@@ -344,6 +344,12 @@ fn what_nobody_waits_for_any_more_is_not_sent() {
     lab.group.flush(lab.now());
     lab.deliver();
     assert_eq!(lab.answers(), [(1, Err(Busy)), (2, Ok(7))]);
+    lab.script.lock().send.push_back(Err(Error::TryAgain));
+    lab.submit(3, b"late, too");
+    assert!(lab.group.is_blocked());
+    lab.mono += Duration::from_secs(30);
+    lab.group.flush(lab.now());
+    assert!(!lab.group.is_blocked());
     assert_eq!(lab.group.queue.bytes, 0);
 }
 

@@ -95,8 +95,13 @@ fn in_update_mode_the_order_of_arrival_is_kept() {
     bench.deliver(YOU, &early(3, b"late, synced"));
     bench.state(YOU, Type::Update, b"update");
     assert!(bench.machine.app().items.is_empty());
-    bench.state(YOU, Type::UpdateComplete, b"");
-    assert_eq!(bench.machine.mode(), Mode::Synced);
+    let out = bench.state(YOU, Type::UpdateComplete, b"");
+    let lines = [
+        "all data is up to date",
+        "dfsm_deliver_sync_queue: queue length 3",
+        "dfsm_deliver_queue: queue length 1",
+    ];
+    assert_eq!(logs(&out), lines);
     let want: [&[u8]; 5] = [
         b"update",
         b"early, synced",

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 
-use super::{Kvstore, wire};
 use crate::dfsm::{Application, Ctx, Delivery, MemberId, Verdict};
+use crate::kvstore::{Kvstore, wire};
 use crate::status::Status;
 use crate::status::clusterlog::RING_SIZE;
 use crate::status::members::{ClusterInfo, Node};
