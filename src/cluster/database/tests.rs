@@ -25,9 +25,6 @@ impl Kernel {
 }
 
 impl Barrier for Kernel {
-    fn concerns(&self, _: &Change) -> bool {
-        true
-    }
     fn settle(&self, change: &Change) {
         self.tell("settle", change);
     }
@@ -127,7 +124,6 @@ impl Lab {
             self.database.reply(ticket, Ok(reply));
         }
         self.database.finish();
-        self.database.write();
     }
 
     fn act(&mut self, mut ctx: Ctx<dcdb::Action>) {
