@@ -199,7 +199,7 @@ impl Database {
                         }
                     }
                 };
-                self.parts.store.enqueue(change, Box::new(told));
+                self.parts.store.put(change, Box::new(told));
             }
             None => {
                 announcer.forget(Box::new(change.clone()));
@@ -210,9 +210,15 @@ impl Database {
                         announcer.announce(effects);
                     }
                 };
-                self.parts.store.enqueue(change, Box::new(told));
+                self.parts.store.put(change, Box::new(told));
             }
         }
+    }
+
+    /// Everything that has come is with the store: it is written now, in this thread or, if that
+    /// could take long, in the store's. Answers whoever waits for it.
+    pub fn write(&self) {
+        self.parts.store.write();
     }
 
     /// The new tree is told of when everything before it was.

@@ -95,6 +95,8 @@ impl Core {
             }
             self.watch_disk(now);
             self.send(now);
+            // On the way to the others meanwhile: what was sent.
+            self.dcdb.surroundings.write();
             self.show();
             let [commanded, quorum, dcdb, kvstore] = wait(
                 [

@@ -11,7 +11,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 use super::DotFile;
 use super::inode::Numbers;
-use super::ops::Ino;
+use super::ops::{Ino, ROOT_INO};
 use crate::memdb::{Change, Inode, Kind, RemovedEntry, TreePath};
 use crate::replica::Observer;
 
@@ -106,6 +106,12 @@ impl Known {
     /// Number of references the kernel holds.
     pub fn references(&self, ino: Ino) -> u64 {
         self.references.get(&ino).copied().unwrap_or(0)
+    }
+
+    /// Number of an inode of the tree, if the kernel refers to it.
+    pub fn held(&self, inode: Inode) -> Option<Ino> {
+        let ino = self.numbers.known_number(inode)?;
+        (ino == ROOT_INO || self.references(ino) > 0).then_some(ino)
     }
 
     /// Every inode that the kernel refers to, the root excepted.

@@ -112,7 +112,7 @@ impl Notifier {
     /// this returns, every new open, stat or listing sees the change.
     pub fn invalidate(&self, change: &Change) {
         let renamed = change.changes_names();
-        let ino = self.inodes.lock().numbers.known_number(change.inode);
+        let ino = self.inodes.lock().held(change.inode);
         if let Some(ino) = ino.filter(|_| !renamed) {
             // At once: somebody who waits for another node may lock the directory for long.
             self.kernel.inval_content(ino);
@@ -128,6 +128,12 @@ impl Notifier {
         if let Some(ino) = ino {
             self.kernel.inval_content(ino);
         }
+    }
+
+    /// Does the kernel hold anything that [`Notifier::invalidate`] would have it forget? Look-ups
+    /// answered before the change are counted; later ones are answered with the change.
+    pub fn concerns(&self, change: &Change) -> bool {
+        self.inodes.lock().held(change.inode).is_some() || !self.names(change).is_empty()
     }
 
     /// A change that came through this mount: returns when the process that made it has brought
@@ -193,18 +199,19 @@ impl Notifier {
         }
     }
 
-    /// Where a change happened: directory and last component.
+    /// Where a change happened: directory and last component. Only directories that the kernel
+    /// holds: of others it knows no names.
     fn names(&self, change: &Change) -> Vec<(Ino, Arc<[u8]>)> {
         let tree = self.tree.read();
         let inodes = self.inodes.lock();
         let by_path = |path: &TreePath| {
             let (dir, name) = path.split_last()?;
             let dir = tree.lookup(&TreePath::new(dir))?;
-            Some((inodes.numbers.known_number(dir)?, Arc::from(name)))
+            Some((inodes.held(dir)?, Arc::from(name)))
         };
         let mut names = Vec::new();
         if let Some(row) = change.put.as_ref().filter(|row| row.inode != ROOT_INODE) {
-            let dir = inodes.numbers.known_number(row.parent);
+            let dir = inodes.held(row.parent);
             names.extend(dir.map(|dir| (dir, Arc::clone(&row.name))));
         }
         let removed = change.removed.as_ref().map(|removed| &removed.path);
@@ -252,6 +259,10 @@ impl Refresher {
 }
 
 impl crate::replica::Barrier for Notifier {
+    fn concerns(&self, change: &Change) -> bool {
+        Notifier::concerns(self, change)
+    }
+
     fn settle(&self, change: &Change) {
         Notifier::settle(self, change);
     }
@@ -328,6 +339,13 @@ mod tests {
             change
         }
 
+        /// The kernel knows these inodes.
+        fn hold(&self, inodes: std::ops::Range<Inode>) {
+            for inode in inodes {
+                self.inodes.lock().refer(inode);
+            }
+        }
+
         fn notes(&self) -> Vec<String> {
             std::mem::take(&mut self.notes.0.lock())
         }
@@ -340,8 +358,11 @@ mod tests {
     #[test]
     fn foreign_changes_are_forgotten_name_first() {
         let fixture = Fixture::new();
+        fixture.hold(2..9);
         let told = |op: Op| {
-            fixture.notifier.invalidate(&fixture.apply(op));
+            let change = fixture.apply(op);
+            assert!(fixture.notifier.concerns(&change));
+            fixture.notifier.invalidate(&change);
             fixture.notes()
         };
         assert_eq!(
@@ -379,8 +400,39 @@ mod tests {
     }
 
     #[test]
+    fn nothing_is_forgotten_of_what_the_kernel_does_not_hold() {
+        let fixture = Fixture::new();
+        let unknown = fixture.apply(Op::Create { path: path("d/g") });
+        assert!(!fixture.notifier.concerns(&unknown));
+        fixture.notifier.invalidate(&unknown);
+        assert_eq!(fixture.notes(), [""; 0]);
+        // The directory is enough: it may be known that the name does not exist.
+        fixture.inodes.lock().refer(2);
+        let removed = fixture.apply(Op::Delete { path: path("d/g") });
+        assert!(fixture.notifier.concerns(&removed));
+        fixture.inodes.lock().forget(2, 1);
+        assert!(!fixture.notifier.concerns(&removed));
+        // And so is the file, open since before.
+        fixture.inodes.lock().refer(3);
+        let write = Op::Write {
+            path: path("d/f"),
+            offset: 0,
+            data: vec![1],
+            truncate: false,
+        };
+        let written = fixture.apply(write);
+        assert!(fixture.notifier.concerns(&written));
+        fixture.notifier.invalidate(&written);
+        assert_eq!(fixture.notes(), ["content 3", "content 3"]);
+        // The root is always there.
+        let in_root = fixture.apply(Op::Create { path: path("r") });
+        assert!(fixture.notifier.concerns(&in_root));
+    }
+
+    #[test]
     fn own_changes_only_wait_for_the_directory() {
         let fixture = Fixture::new();
+        fixture.hold(2..20);
         let told = |op: Op| {
             fixture.notifier.settle(&fixture.apply(op));
             fixture.notes()

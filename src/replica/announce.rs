@@ -32,6 +32,10 @@ const STUCK: Duration = Duration::from_secs(1);
 
 /// Makes changes visible through the mount.
 pub trait Barrier: Send + Sync {
+    /// May the kernel know anything that `change`, which is in the tree, has made wrong? Does not
+    /// wait.
+    fn concerns(&self, change: &Change) -> bool;
+
     /// A change that came through the mount and was answered before: returns when the kernel has
     /// finished the operation. May take as long as another operation holds the directory.
     fn settle(&self, change: &Change);
@@ -290,7 +294,11 @@ impl Announcer {
     /// forgets what it touched. To be called at once, for readers; its effects are announced later,
     /// in turn.
     pub fn forget(&self, change: Box<Change>) {
-        self.behind(Barred::Forget(change), News::None);
+        let barrier = self.shared.barrier.lock().clone();
+        // On a node where nobody looks there is nothing to be done, for each change of the others.
+        if barrier.is_none_or(|barrier| barrier.concerns(&change)) {
+            self.behind(Barred::Forget(change), News::None);
+        }
     }
 
     /// The tree was replaced by another one. `differences` are what the kernel has to forget; their

@@ -313,6 +313,21 @@ impl StoreHandle {
         drop(self.queue(change, ticket));
     }
 
+    /// As [`StoreHandle::enqueue`], but wakes nobody: the caller has to call
+    /// [`StoreHandle::write`] soon, after the last of several such changes.
+    pub fn put(&self, change: Change, ticket: Ticket) {
+        let mut queued = self.queue(change, ticket);
+        if let Some(ticket) = queued.refused.take() {
+            ticket(Err(Error::Io));
+        }
+        std::mem::forget(queued);
+    }
+
+    /// Writes what [`StoreHandle::put`] left, as [`Queued::write`] does.
+    pub fn write(&self) {
+        self.0.write_inline();
+    }
+
     /// Queues the result of a synchronisation for the store thread, in order with the changes and
     /// as a whole: rows that are gone, rows that are new or different, and the version row if that
     /// is different.

@@ -25,6 +25,9 @@ impl Kernel {
 }
 
 impl Barrier for Kernel {
+    fn concerns(&self, _: &Change) -> bool {
+        true
+    }
     fn settle(&self, change: &Change) {
         self.tell("settle", change);
     }
@@ -124,6 +127,7 @@ impl Lab {
             self.database.reply(ticket, Ok(reply));
         }
         self.database.finish();
+        self.database.write();
     }
 
     fn act(&mut self, mut ctx: Ctx<dcdb::Action>) {

@@ -8,6 +8,10 @@ use super::*;
 struct Gate(Mutex<mpsc::Receiver<()>>);
 
 impl Barrier for Gate {
+    fn concerns(&self, _: &Change) -> bool {
+        true
+    }
+
     fn settle(&self, _: &Change) {
         let _ = self.0.lock().recv();
     }

@@ -238,3 +238,34 @@ fn write_until_killed(dir: &Path) {
         }
     });
 }
+
+#[test]
+fn several_changes_that_were_put_are_written_together() {
+    let mut lab = Lab::new();
+    lab.put("file", b"x");
+    lab.store.flush();
+    for round in 0..50u8 {
+        let results: Vec<_> = (0..5u8)
+            .map(|i| {
+                let op = write_op("file", &[round, i]);
+                let change = lab.tree.apply_local(&op, 1).unwrap();
+                let (tx, rx) = mpsc::channel();
+                lab.store
+                    .put(change, Box::new(move |r| tx.send(r).unwrap()));
+                rx
+            })
+            .collect();
+        lab.store.write();
+        for result in results {
+            assert_eq!(result.recv_timeout(Duration::from_secs(5)), Ok(Ok(())));
+        }
+    }
+    let (_dir, loaded) = lab.after_crash();
+    assert_eq!(loaded.tree.index(), lab.tree.index());
+    assert!(lab.store.shutdown(Duration::from_secs(5)));
+    let change = lab.tree.apply_local(&write_op("file", b"late"), 1).unwrap();
+    let (tx, rx) = mpsc::channel();
+    lab.store
+        .put(change, Box::new(move |r| tx.send(r).unwrap()));
+    assert_eq!(rx.try_recv(), Ok(Err(Error::Io)));
+}
