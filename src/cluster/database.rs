@@ -210,7 +210,11 @@ impl Database {
                         announcer.announce(effects);
                     }
                 };
-                self.parts.store.put(change, Box::new(told));
+                if relevant {
+                    self.parts.store.put(change, Box::new(told));
+                } else {
+                    self.parts.store.enqueue_lazily(change, Box::new(told));
+                }
             }
         }
     }

@@ -9,9 +9,9 @@
 //! * `differences`   – what the kernel forgets when a synchronisation replaces the tree
 //! * `inbox`         – queue between threads
 //!
-//! The way of a change: [`ClusterReplica`] → core: machine → multicast → delivered → tree →
-//! database → answer and announcement. Changes that are delivered together form one transaction,
-//! written by the core or, if that may take long, by the store thread (`docs/adr/004`).
+//! The way of a change: [`ClusterReplica`] → core: machine → multicast → delivered → tree → store
+//! thread → answer and announcement. Changes that are delivered while the store writes form its
+//! next transaction.
 #![forbid(unsafe_code)]
 
 mod chores;

@@ -28,6 +28,11 @@ pub type Ticket = Box<dyn FnOnce(Result<(), Error>) + Send>;
 const INLINE_ROUNDS: usize = 4;
 const INLINE_CHANGES: usize = 32;
 const INLINE_BYTES: usize = 64 << 10;
+/// What nobody waits for is written after this time at the latest, …
+pub(super) const LAZY: Duration = Duration::from_millis(10);
+/// … or when that many changes wait, or that many bytes of content came in one of them.
+const LAZY_CHANGES: usize = 256;
+const LAZY_BYTES: usize = 64 << 10;
 /// An empty queue keeps memory for that many changes.
 const KEPT_CAPACITY: usize = 64;
 
@@ -90,6 +95,10 @@ pub(super) enum Turn {
 #[derive(Default)]
 pub(super) struct Queue {
     pub(super) waiting: Vec<Pending>,
+    /// Somebody waits for something in `waiting`, or it is enough.
+    pub(super) urgent: bool,
+    /// When the first of `waiting` has to be written although nobody waits.
+    pub(super) due: Option<Instant>,
     pub(super) turn: Turn,
     /// Of the connection, when the turn was last given back.
     pub(super) db: State,
@@ -102,6 +111,19 @@ pub(super) struct Queue {
 }
 
 impl Queue {
+    /// Takes all that waits; `batch` is empty.
+    pub(super) fn take(&mut self, batch: &mut Vec<Pending>) {
+        self.urgent = false;
+        self.due = None;
+        std::mem::swap(&mut self.waiting, batch);
+    }
+
+    /// Has something to be written at once?
+    pub(super) fn is_due(&self) -> bool {
+        !self.waiting.is_empty()
+            && (self.urgent || self.closing || self.due.is_none_or(|due| due <= Instant::now()))
+    }
+
     /// Is what waits too much for a thread that has other things to do?
     fn is_long(&self) -> bool {
         self.waiting.len() > INLINE_CHANGES
@@ -178,7 +200,7 @@ impl Shared {
     /// Takes the turn if it is free and there is something to write that is fit for this thread.
     fn take_turn(&self) -> Option<Inline<'_>> {
         let mut queue = self.queue.lock();
-        if queue.turn != Turn::Free || queue.waiting.is_empty() || queue.ended {
+        if queue.turn != Turn::Free || queue.ended || queue.waiting.is_empty() || !queue.urgent {
             return None;
         }
         if queue.db.fresh_log || queue.closing || queue.is_long() {
@@ -187,7 +209,8 @@ impl Shared {
             return None;
         }
         queue.turn = Turn::Inline;
-        let batch = std::mem::take(&mut queue.waiting);
+        let mut batch = Vec::new();
+        queue.take(&mut batch);
         Some(Inline {
             shared: self,
             batch,
@@ -223,9 +246,9 @@ struct Inline<'a> {
 impl Inline<'_> {
     fn next_round(&mut self) -> bool {
         let mut queue = self.shared.queue.lock();
-        let more = !queue.waiting.is_empty() && !queue.is_long();
+        let more = queue.urgent && !queue.waiting.is_empty() && !queue.is_long();
         if more {
-            std::mem::swap(&mut queue.waiting, &mut self.batch);
+            queue.take(&mut self.batch);
         }
         more
     }
@@ -238,10 +261,10 @@ impl Drop for Inline<'_> {
         put_back(&mut queue, &mut self.batch);
         queue.commits += 1;
         // The rest is for the store thread.
-        let more = !queue.waiting.is_empty() || state.long_log || queue.closing;
+        let more = queue.is_due() || state.long_log || queue.closing;
         queue.turn = if more { Turn::Thread } else { Turn::Free };
-        // Also to begin to watch over the read lock.
-        if more || state.snapshot && !queue.db.snapshot {
+        // Also to begin to watch over the read lock, or over what is due later.
+        if more || !queue.waiting.is_empty() || state.snapshot && !queue.db.snapshot {
             self.shared.work.notify_one();
         }
         queue.db = state;
@@ -260,6 +283,7 @@ fn put_back(queue: &mut Queue, batch: &mut Vec<Pending>) {
     if batch.is_empty() && (!queue.waiting.is_empty() || batch.capacity() > KEPT_CAPACITY) {
         return;
     }
+    queue.urgent |= !batch.is_empty();
     batch.append(&mut queue.waiting);
     std::mem::swap(&mut queue.waiting, batch);
 }
@@ -328,6 +352,30 @@ impl StoreHandle {
         self.0.write_inline();
     }
 
+    /// Queues a change that nobody waits for. It is written with the next one that somebody waits
+    /// for, or after 10 ms, or when a few hundred wait (`docs/adr/004`); in order, as all are.
+    pub fn enqueue_lazily(&self, change: Change, ticket: Ticket) {
+        let mut queue = self.0.queue.lock();
+        if queue.closing || queue.ended {
+            drop(queue);
+            return ticket(Err(Error::Io));
+        }
+        let pending = Pending {
+            work: Work::Change(change),
+            ticket: Some(ticket),
+        };
+        let enough = queue.waiting.len() >= LAZY_CHANGES || pending.size() >= LAZY_BYTES;
+        queue.urgent |= enough;
+        let first = queue.waiting.is_empty();
+        if first {
+            queue.due = Some(Instant::now() + LAZY);
+        }
+        queue.waiting.push(pending);
+        if (first || enough) && queue.turn == Turn::Free {
+            self.0.work.notify_one();
+        }
+    }
+
     /// Queues the result of a synchronisation for the store thread, in order with the changes and
     /// as a whole: rows that are gone, rows that are new or different, and the version row if that
     /// is different.
@@ -355,6 +403,7 @@ impl StoreHandle {
         } else {
             let ticket = Some(ticket);
             queue.waiting.push(Pending { work, ticket });
+            queue.urgent = true;
         }
         Queued {
             shared: &self.0,
@@ -366,6 +415,8 @@ impl StoreHandle {
     /// when the database is in trouble.
     pub fn flush(&self) {
         let mut queue = self.0.queue.lock();
+        queue.urgent |= !queue.waiting.is_empty();
+        self.0.work.notify_one();
         while (queue.turn != Turn::Free || !queue.waiting.is_empty())
             && !queue.ended
             && !self.has_failed()

@@ -98,8 +98,8 @@ impl Worker {
                 // The checkpoint first: under load there is always something waiting.
                 let job = if queue.db.long_log {
                     Some(Job::Checkpoint)
-                } else if !queue.waiting.is_empty() {
-                    std::mem::swap(&mut queue.waiting, batch);
+                } else if queue.is_due() {
+                    queue.take(batch);
                     Some(Job::Write)
                 } else if queue.closing {
                     Some(Job::End)
@@ -112,6 +112,10 @@ impl Worker {
                 }
                 queue.turn = Turn::Free;
                 self.shared.quiet.notify_all();
+                if let (Some(due), false) = (queue.due, queue.waiting.is_empty()) {
+                    self.shared.work.wait_until(&mut queue, due);
+                    continue;
+                }
             }
             if !queue.db.snapshot {
                 self.shared.work.wait(&mut queue);

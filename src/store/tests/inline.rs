@@ -239,33 +239,57 @@ fn write_until_killed(dir: &Path) {
     });
 }
 
+/// A change that nobody waits for, and how it went.
+fn lazily(lab: &mut Lab, op: Op) -> mpsc::Receiver<Result<(), Error>> {
+    let change = lab.tree.apply_local(&op, 1).unwrap();
+    let (tx, rx) = mpsc::channel();
+    lab.store
+        .enqueue_lazily(change, Box::new(move |r| tx.send(r).unwrap()));
+    rx
+}
+
 #[test]
-fn several_changes_that_were_put_are_written_together() {
+fn what_nobody_waits_for_is_written_soon_and_in_order() {
     let mut lab = Lab::new();
     lab.put("file", b"x");
     lab.store.flush();
-    for round in 0..50u8 {
-        let results: Vec<_> = (0..5u8)
-            .map(|i| {
-                let op = write_op("file", &[round, i]);
-                let change = lab.tree.apply_local(&op, 1).unwrap();
-                let (tx, rx) = mpsc::channel();
-                lab.store
-                    .put(change, Box::new(move |r| tx.send(r).unwrap()));
-                rx
-            })
-            .collect();
+    // By itself.
+    let alone = lazily(&mut lab, write_op("file", b"y"));
+    assert_eq!(alone.try_recv(), Err(mpsc::TryRecvError::Empty));
+    assert_eq!(alone.recv_timeout(Duration::from_secs(5)), Ok(Ok(())));
+    // By a flush.
+    let flushed = lazily(&mut lab, write_op("file", b"yy"));
+    lab.store.flush();
+    assert_eq!(flushed.try_recv(), Ok(Ok(())));
+    // With what is waited for, whoever writes that.
+    for i in 0..200u8 {
+        let before = lazily(&mut lab, write_op("file", &[i; 100]));
+        let change = lab.tree.apply_local(&write_op("file", b"z"), 1).unwrap();
+        let (tx, rx) = mpsc::channel();
+        lab.store
+            .put(change, Box::new(move |r| tx.send(r).unwrap()));
         lab.store.write();
-        for result in results {
-            assert_eq!(result.recv_timeout(Duration::from_secs(5)), Ok(Ok(())));
-        }
+        assert_eq!(rx.recv_timeout(Duration::from_secs(5)), Ok(Ok(())));
+        assert_eq!(before.try_recv(), Ok(Ok(())));
+    }
+    // In large numbers, without a pause of 10 ms after each 256.
+    let all: Vec<_> = (0..5000u32)
+        .map(|i| lazily(&mut lab, write_op("file", &i.to_le_bytes())))
+        .collect();
+    for one in all {
+        assert_eq!(one.recv_timeout(Duration::from_secs(5)), Ok(Ok(())));
     }
     let (_dir, loaded) = lab.after_crash();
     assert_eq!(loaded.tree.index(), lab.tree.index());
+}
+
+#[test]
+fn what_nobody_waits_for_is_written_by_the_end() {
+    let mut lab = Lab::new();
+    lab.put("file", b"x");
+    let last = lazily(&mut lab, write_op("file", b"last"));
     assert!(lab.store.shutdown(Duration::from_secs(5)));
-    let change = lab.tree.apply_local(&write_op("file", b"late"), 1).unwrap();
-    let (tx, rx) = mpsc::channel();
-    lab.store
-        .put(change, Box::new(move |r| tx.send(r).unwrap()));
-    assert_eq!(rx.try_recv(), Ok(Err(Error::Io)));
+    assert_eq!(last.try_recv(), Ok(Ok(())));
+    let refused = lazily(&mut lab, write_op("file", b"late"));
+    assert_eq!(refused.try_recv(), Ok(Err(Error::Io)));
 }
