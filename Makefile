@@ -40,7 +40,7 @@ lint: deps
 
 # libclang: the bindings of corosync are compared with its headers.
 unit: deps
-	REQUIRE_LIBCLANG=1 $(CARGO) test --locked --workspace --exclude compat-tests $(TEST_ARGS)
+	REQUIRE_LIBCLANG=1 $(CARGO) test --locked --workspace --exclude compat-tests --no-fail-fast $(TEST_ARGS)
 
 # More simulated clusters than `make check` tries; SEED=n replays one.
 sim: deps

@@ -8,7 +8,7 @@ use cluster::writer::{Reader, Writer, Written, check, check_reads, readers, writ
 use cluster::{Assignment, Cluster, SOON, VISIBLE, WRITE_TIMEOUT};
 use compat_tests::client::ROOT;
 use compat_tests::daemon::wait_for;
-use compat_tests::{Client, report};
+use compat_tests::{Client, dbfile, report};
 use nix::sys::signal::Signal;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -180,6 +180,14 @@ fn stopped_peer(who: &Assignment) {
         fs::create_dir("/etc/pve/blocked").unwrap();
         fs::create_dir("/etc/pve/nodes").unwrap();
     });
+    // What was acknowledged on node 1 may still be on its way to node 2, which comes back with what
+    // it had: nobody can bring it up to date.
+    let database = cluster.node(2).database();
+    let arrived = || {
+        let rows = dbfile::rows_of_copy(&database, &database.with_extension("copy"));
+        rows.is_ok_and(|rows| rows.iter().any(|row| row.name == b"nodes"))
+    };
+    assert!(wait_for(VISIBLE, arrived), "{}", who.name);
     // node 2 goes and comes back: a synchronisation that lacks node 3's state
     cluster.kill9(2);
     std::thread::sleep(Duration::from_millis(300));
