@@ -39,6 +39,10 @@ fn prepared(subject: &Subject) -> (Lab, Node, Daemon) {
     (lab, node, daemon)
 }
 
+/// What other identities than root run: the project may lie in a directory that only root can read,
+/// where they would not find the library.
+const FOR_EVERYBODY: Build = Build::Static;
+
 /// Runs a command that has to end with 0.
 fn succeeds(command: &mut Command) -> String {
     let out = command.output().unwrap();
@@ -64,6 +68,7 @@ fn threads_forks_and_read_only_clients() {
     succeeds(node.command(&program).args(["threads", "16", "100"]));
     succeeds(node.command(&program).args(["threadfork", "8", "50"]));
     succeeds(node.command(&program).args(["pipeline", "40"]));
+    let program = abi(FOR_EVERYBODY);
     for name in ["www-data", "root:www-data"] {
         let (uid, gid) = identity(name);
         succeeds(node.command_as(uid, gid, &program).arg("readonly"));
@@ -128,7 +133,7 @@ fn same_answers_as_libqb(subject: &Subject) {
         let identity = identity(name);
         let qb = Client::new(&node, identity);
         let mut ours = Waiter::start_as(
-            node.command_as(identity.0, identity.1, abi(Build::C)),
+            node.command_as(identity.0, identity.1, abi(FOR_EVERYBODY)),
             "raw",
         );
         for (op, payload) in &requests {
@@ -315,7 +320,7 @@ fn a_service_of_another_user() {
         .unwrap();
     assert!(wait_for(PATIENCE, || node.ipc_listens("pve2")));
     let root = Waiter::start(node.command(abi(Build::C)), 2000).call(1);
-    let own = Waiter::start(node.command_as(uid, gid, abi(Build::C)), 2000).call(1);
+    let own = Waiter::start(node.command_as(uid, gid, abi(FOR_EVERYBODY)), 2000).call(1);
     stranger.kill().unwrap();
     stranger.wait().unwrap();
     assert_eq!(root.0, -(Errno::EPERM as i32));
