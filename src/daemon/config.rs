@@ -77,7 +77,7 @@ fn path_arg(long: &'static str, help: &'static str, default: &'static str) -> Ar
 fn seconds_arg(long: &'static str, help: &'static str, default: &'static str) -> Arg {
     Arg::new(long)
         .long(long)
-        .value_name("SECONDS")
+        .value_name("S")
         .help(help)
         .value_parser(value_parser!(u32).range(1..))
         .default_value(default)
@@ -149,12 +149,12 @@ fn command() -> Command {
         )
         .arg(seconds_arg(
             "write-timeout",
-            "Cluster: longest wait for a change to be replicated",
+            "Cluster: longest wait of a change, in seconds",
             WRITE_TIMEOUT,
         ))
         .arg(seconds_arg(
             "verify-interval",
-            "Cluster: time between two comparisons of the databases of all nodes",
+            "Cluster: time between two checksum rounds, in seconds",
             VERIFY_INTERVAL,
         ))
 }

@@ -12,13 +12,24 @@ use PVE::Cluster;
 # is not taken for the answer to something else.
 my ($daemon) = ($ENV{PVE_CLUSTER_DAEMON_PID} // '') =~ m/^([0-9]+)\z/ or die 'no daemon named';
 
+# Stops the daemon: returns when each of its threads stands still.
+sub stop_daemon {
+    kill('STOP', $daemon) or die $!;
+    for my $stat (glob("/proc/$daemon/task/*/stat")) {
+        for (my $state = ''; $state ne 'T'; sleep(0.001)) {
+            open(my $file, '<', $stat) or last; # a thread that has ended
+            ($state) = (readline($file) // ') T') =~ m/\) (\S)[^)]*\z/;
+        }
+    }
+}
+
 put('user.cfg', "content\n");
 PVE::Cluster::cfs_update(1);
 is(PVE::Cluster::get_config('user.cfg'), "content\n", 'before');
 
 local $SIG{ALRM} = sub { die "alarm\n" };
 for my $round (1 .. 5) {
-    kill('STOP', $daemon) or die $!;
+    stop_daemon();
     my $start = time();
     my $error = died(sub {
         alarm(0.5);
@@ -38,7 +49,7 @@ for my $round (1 .. 5) {
 # Stops the daemon for so many seconds. The process that lets it go on.
 sub pause {
     my ($seconds) = @_;
-    kill('STOP', $daemon) or die $!;
+    stop_daemon();
     my $pid = fork() // die $!;
     return $pid if $pid;
     sleep($seconds);
