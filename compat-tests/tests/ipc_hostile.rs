@@ -169,7 +169,10 @@ mod ours {
     #[test]
     fn stopped_client() {
         let victim = Victim::start();
-        let program = Client::program();
+        // The project may lie where only root can read.
+        let program = std::env::temp_dir().join(format!("qbclient-{}", std::process::id()));
+        std::fs::copy(Client::program(), &program).unwrap();
+        let remove = program.clone();
         let still = |target: &Target| {
             let service = target.service.clone();
             let mut child = target.run_as(www_data(), move || {
@@ -189,9 +192,9 @@ mod ours {
             signal_family(child.id(), Signal::SIGKILL);
             child.wait().unwrap();
         };
-        victim
-            .attempt(|target| target.undisturbed(|| still(target)))
-            .unwrap();
+        let attempt = victim.attempt(|target| target.undisturbed(|| still(target)));
+        std::fs::remove_file(remove).unwrap();
+        attempt.unwrap();
         victim.stop();
     }
 }
