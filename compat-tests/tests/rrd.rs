@@ -220,15 +220,7 @@ fn definitions(subject: &Subject) {
             0
         );
     }
-    for file in [
-        "pve-node-9.0/node1",
-        "pve-node-9.0/node2",
-        "pve-node-9.0/future",
-        "pve-vm-9.0/100",
-        "pve-vm-9.0/101",
-        "pve-storage-9.0/node1/local",
-        "pve-storage-9.0/node1/old",
-    ] {
+    for file in rrd::RECORDED_FILES {
         assert!(file_there(&node, file), "{file}");
         assert!(wait_for(LIMIT, || last(&node, file) == time), "{file}");
         let recorded = |kind: &str| {
@@ -405,15 +397,7 @@ fn files_are_those_of_the_reference() {
     });
     let [ours, theirs] = [&nodes[0].1, &nodes[1].1];
     let end = first + (rounds - 1) * 37;
-    for file in [
-        "pve-node-9.0/node1",
-        "pve-node-9.0/node2",
-        "pve-node-9.0/future",
-        "pve-vm-9.0/100",
-        "pve-vm-9.0/101",
-        "pve-storage-9.0/node1/local",
-        "pve-storage-9.0/node1/old",
-    ] {
+    for file in rrd::RECORDED_FILES {
         for node in [ours, theirs] {
             assert!(wait_for(LIMIT, || file_there(node, file) && last(node, file) == end));
         }

@@ -80,15 +80,7 @@ fn compare_dump(cluster: &Cluster, on: usize, sent: &[(usize, String, String)]) 
 /// The files that were recorded for these values in local mode. From one reference node to another
 /// a line with unknown columns is cut twice, by a character too much (a known defect).
 fn compare_files(node: &Node, time: u32, twice_cut: bool) {
-    for file in [
-        "pve-node-9.0/node1",
-        "pve-node-9.0/node2",
-        "pve-node-9.0/future",
-        "pve-vm-9.0/100",
-        "pve-vm-9.0/101",
-        "pve-storage-9.0/node1/local",
-        "pve-storage-9.0/node1/old",
-    ] {
+    for file in rrd::RECORDED_FILES {
         let there = || node.path(BASE).join(file).exists() && last(node, file) == time;
         assert!(wait_for(LIMIT, there), "{file}");
         let name = format!("status/rrd/{}.lastupdate.txt", file.replace('/', "_"));

@@ -236,7 +236,7 @@ impl Database {
     }
 }
 
-/// Answers a change that came through this node and announces it. Runs on the store's thread, in
+/// Answers a change that came through this node and announces it. Runs where it is written, in
 /// the order of the changes.
 fn answer(
     applied: Applied,

@@ -104,7 +104,7 @@ pub(super) fn build(
         .iter()
         .filter(|(inode, _)| keep.contains(inode))
         .filter_map(|(inode, _)| old.row(inode))
-        .map(|row| (row.inode as i64, load_row(&row)))
+        .map(|row| (row.inode as i64, LoadRow::from(&row)))
         .collect();
     let mut put: BTreeMap<Inode, Row> = BTreeMap::new();
     for Update(row) in updates {
@@ -115,7 +115,7 @@ pub(super) fn build(
                 mtime: row.mtime,
             });
         } else {
-            rows.insert(row.inode as i64, load_row(row));
+            rows.insert(row.inode as i64, LoadRow::from(row));
             put.insert(row.inode, row.clone());
         }
     }
@@ -138,19 +138,6 @@ pub(super) fn build(
         commit,
         notes,
     })
-}
-
-fn load_row(row: &Row) -> LoadRow {
-    LoadRow {
-        inode: row.inode as i64,
-        parent: row.parent as i64,
-        version: row.version as i64,
-        writer: i64::from(row.writer),
-        mtime: i64::from(row.mtime),
-        type_code: i64::from(row.type_code),
-        name: Some(row.name.clone()),
-        data: row.data.clone(),
-    }
 }
 
 fn version_row(root: RootRow) -> LoadRow {

@@ -7,7 +7,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::alias::rank;
-use super::change::RootRow;
+use super::change::{RootRow, Row};
 use super::entry::{Entry, Inode, Kind, ROOT_INODE};
 use super::note::{LoadNote, Rival};
 use super::path::TreePath;
@@ -33,6 +33,22 @@ pub struct LoadRow {
     pub name: Option<Arc<[u8]>>,
     /// `None`: NULL.
     pub data: Option<Arc<[u8]>>,
+}
+
+impl From<&Row> for LoadRow {
+    /// The row as SQLite would give it.
+    fn from(row: &Row) -> LoadRow {
+        LoadRow {
+            inode: row.inode as i64,
+            parent: row.parent as i64,
+            version: row.version as i64,
+            writer: i64::from(row.writer),
+            mtime: i64::from(row.mtime),
+            type_code: i64::from(row.type_code),
+            name: Some(row.name.clone()),
+            data: row.data.clone(),
+        }
+    }
 }
 
 /// Why a database cannot be loaded. The text is the C daemon's; [`LoadError::way_out`] says more.

@@ -10,7 +10,7 @@ use pmxcfs::dfsm::{
     Action, Application, Config, Event as Input, Machine, MemberId, Mode, Now, Outgoing,
 };
 use pmxcfs::kvstore::Kvstore;
-use pmxcfs::memdb::{LoadRow, Row, Tree};
+use pmxcfs::memdb::{LoadRow, Tree};
 use pmxcfs::status::Status;
 
 use super::compare::{self, Meaning};
@@ -305,7 +305,7 @@ impl Node {
                 self.disk.remove(&(inode as i64));
             }
             for row in put {
-                self.disk.insert(row.inode as i64, load_row(&row));
+                self.disk.insert(row.inode as i64, LoadRow::from(&row));
             }
             let Some(root) = root else {
                 continue;
@@ -363,17 +363,4 @@ fn plain(row: &LoadRow) -> LoadRow {
     let mut row = row.clone();
     row.data = row.data.filter(|data| !data.is_empty());
     row
-}
-
-fn load_row(row: &Row) -> LoadRow {
-    LoadRow {
-        inode: row.inode as i64,
-        parent: row.parent as i64,
-        version: row.version as i64,
-        writer: i64::from(row.writer),
-        mtime: i64::from(row.mtime),
-        type_code: i64::from(row.type_code),
-        name: Some(row.name.clone()),
-        data: row.data.clone(),
-    }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use pmxcfs::dcdb::Write;
-use pmxcfs::memdb::{LoadRow, Op, RootRow, Row, Stamp, Tree, TreePath};
+use pmxcfs::memdb::{LoadRow, Op, RootRow, Stamp, Tree, TreePath};
 
 use super::rng::Rng;
 
@@ -37,7 +37,7 @@ impl Disk {
                     self.0.remove(&(inode as i64));
                 }
                 if let Some(row) = &change.put {
-                    self.0.insert(row.inode as i64, load_row(row));
+                    self.0.insert(row.inode as i64, LoadRow::from(row));
                 }
                 self.root(change.root, 8);
             }
@@ -46,7 +46,7 @@ impl Disk {
                     self.0.remove(&(*inode as i64));
                 }
                 for row in &sync.put {
-                    self.0.insert(row.inode as i64, load_row(row));
+                    self.0.insert(row.inode as i64, LoadRow::from(row));
                 }
                 if let Some(root) = sync.root {
                     self.root(root, 4);
@@ -75,21 +75,8 @@ impl Disk {
         disk.root(tree.root_row(), 8);
         let rows = tree.iter().filter_map(|(inode, _)| tree.row(inode));
         disk.0
-            .extend(rows.map(|row| (row.inode as i64, load_row(&row))));
+            .extend(rows.map(|row| (row.inode as i64, LoadRow::from(&row))));
         disk
-    }
-}
-
-fn load_row(row: &Row) -> LoadRow {
-    LoadRow {
-        inode: row.inode as i64,
-        parent: row.parent as i64,
-        version: row.version as i64,
-        writer: i64::from(row.writer),
-        mtime: i64::from(row.mtime),
-        type_code: i64::from(row.type_code),
-        name: Some(row.name.clone()),
-        data: row.data.clone(),
     }
 }
 

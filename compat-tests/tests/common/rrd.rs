@@ -13,6 +13,16 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
 pub const BASE: &str = "/var/lib/rrdcached/db";
+/// What the recorded values of both generations of keys end in, below [`BASE`].
+pub const RECORDED_FILES: [&str; 7] = [
+    "pve-node-9.0/node1",
+    "pve-node-9.0/node2",
+    "pve-node-9.0/future",
+    "pve-vm-9.0/100",
+    "pve-vm-9.0/101",
+    "pve-storage-9.0/node1/local",
+    "pve-storage-9.0/node1/old",
+];
 const SOCKET: &str = "/var/run/rrdcached.sock";
 
 /// Seconds since the epoch.
