@@ -192,9 +192,8 @@ impl Database {
                         Ok(()) => answer(applied, copy, relevant, &announcer, done),
                         // Refused, but memory and the other nodes have it.
                         Err(err) => {
-                            let effects = copy.effects.clone();
-                            announcer.forget(copy);
-                            announcer.announce(effects);
+                            announcer.forget(&copy);
+                            announcer.announce(copy.effects);
                             done(Err(err));
                         }
                     }
@@ -202,7 +201,7 @@ impl Database {
                 self.parts.store.put(change, Box::new(told));
             }
             None => {
-                announcer.forget(Box::new(change.clone()));
+                announcer.forget(&change);
                 let effects = std::mem::take(&mut change.effects);
                 let told = move |_: Result<(), Error>| {
                     drop(waiting);

@@ -293,10 +293,11 @@ impl Announcer {
     /// A change of another node, or of this one whose caller was told that it is unknown: the kernel
     /// forgets what it touched. To be called at once, for readers; its effects are announced later,
     /// in turn.
-    pub fn forget(&self, change: Box<Change>) {
+    pub fn forget(&self, change: &Change) {
         let barrier = self.shared.barrier.lock().clone();
         // On a node where nobody looks there is nothing to be done, for each change of the others.
-        if barrier.is_none_or(|barrier| barrier.concerns(&change)) {
+        if barrier.is_none_or(|barrier| barrier.concerns(change)) {
+            let change = Box::new(change.clone());
             self.behind(Barred::Forget(change), News::None);
         }
     }

@@ -208,7 +208,7 @@ fn changes_of_others_are_announced_after_the_kernel_forgot() {
     let (announcer, count) = announcer();
     let (open, gate) = mpsc::channel();
     announcer.set_barrier(Arc::new(Gate(Mutex::new(gate))));
-    announcer.forget(change());
+    announcer.forget(&change());
     announcer.announce(Effects::default());
     assert!(announcer.pending());
     let seen = count.clone();
