@@ -1,7 +1,9 @@
 //! Three of our nodes, and three of the reference where `PMXCFS_REFERENCE` names it, in turn: files
 //! per second with 16 writers on one node, time for one file, time to bring 20 MB to an empty node.
 //! A file is created, gets 1 KiB and is closed. Beside it what corosync alone does between three
-//! nodes (`tools/cpgbare.c`): a file is at least two messages, one after the other.
+//! nodes (`tools/cpgbare.c`): a file is at least two messages, one after the other. And the floor:
+//! the same files in a file system that does nothing but send, write and answer
+//! (`tools/cpgfuse.c`), without a disk and with an SQLite database on each node.
 //! `PMXCFS_BENCH_ROUNDS` (default 3) rounds.
 #![allow(clippy::unwrap_used)]
 #[path = "../tests/common/cluster.rs"]
@@ -14,6 +16,7 @@ use compat_tests::daemon::wait_for;
 use compat_tests::report::median;
 use compat_tests::{Node, Subject, dbfile, report};
 use std::fs;
+use std::process::Child;
 use std::time::{Duration, Instant};
 
 const WRITERS: usize = 16;
@@ -23,6 +26,9 @@ const FILE_BYTES: u64 = 1 << 20;
 /// Bytes of a message that brings 1 KiB, and of one with which corosync moves most.
 const MESSAGE: usize = 1100;
 const LARGE_MESSAGE: usize = 128 << 10;
+/// Name of the file system that is only a floor, and where it writes on each node.
+const FLOOR: &str = "cpgfuse";
+const DATABASE: &str = "/var/lib/pve-cluster/config.db";
 
 /// Results of one kind of daemon, one value per round.
 #[derive(Default)]
@@ -41,6 +47,13 @@ struct Bare {
     megabytes_per_second: Vec<f64>,
 }
 
+/// What no daemon can do better, one value per round.
+#[derive(Default)]
+struct Floor {
+    files_per_second: Vec<f64>,
+    one_file_ms: Vec<f64>,
+}
+
 /// Messages per second, and milliseconds from sending one to its own delivery.
 fn cpgbare(node: &Node, bytes: usize, outstanding: usize) -> (f64, f64) {
     let numbers = ["3", &bytes.to_string(), &outstanding.to_string(), "1500"];
@@ -55,19 +68,26 @@ fn cpgbare(node: &Node, bytes: usize, outstanding: usize) -> (f64, f64) {
     }
 }
 
+/// Programs that end with the measurement.
+struct Running(Vec<Child>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        for child in &mut self.0 {
+            // Fails if it has ended by itself.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
 fn bare(who: &Assignment, results: &mut Bare) {
     let cluster = Cluster::without_daemons(who);
-    let members: Vec<_> = [2, 3]
-        .map(|i| {
-            cluster
-                .node(i)
-                .command(compile("cpgbare"))
-                .arg("member")
-                .spawn()
-        })
-        .into_iter()
-        .map(Result::unwrap)
-        .collect();
+    let member = |i: usize| {
+        let mut command = cluster.node(i).command(compile("cpgbare"));
+        command.arg("member").spawn().unwrap()
+    };
+    let _members = Running(vec![member(2), member(3)]);
     let node = cluster.node(1);
     results.one_message_ms.push(cpgbare(&node, MESSAGE, 1).1);
     results
@@ -77,10 +97,23 @@ fn bare(who: &Assignment, results: &mut Bare) {
     results
         .megabytes_per_second
         .push(rate * LARGE_MESSAGE as f64 / 1e6);
-    for mut member in members {
-        member.kill().unwrap();
-        member.wait().unwrap();
-    }
+}
+
+/// The same writers on [`FLOOR`] instead of a daemon.
+fn floor(who: &Assignment, database: Option<&str>, results: &mut Floor) {
+    let cluster = Cluster::without_daemons(who);
+    let node = cluster.node(1);
+    let run = |i: usize, arguments: &[&str]| {
+        let mut command = cluster.node(i).command(compile(FLOOR));
+        command.args(arguments).args(database).spawn().unwrap()
+    };
+    let followers = [2, 3].map(|i| run(i, &["follow"]));
+    let mut running = Running(followers.into());
+    running.0.push(run(1, &["serve", "3", "/etc/pve"]));
+    let mounted = || node.mounts().iter().any(|line| line.contains(FLOOR));
+    assert!(wait_for(SOON, mounted), "{FLOOR} does not mount");
+    results.one_file_ms.push(one_file(&cluster));
+    results.files_per_second.push(storm(&cluster));
 }
 
 fn write(path: &str) {
@@ -179,13 +212,20 @@ fn round(who: &Assignment, results: &mut Results) {
     results.start_s.push(start_s);
 }
 
-fn print(kinds: &[(Assignment, Results)], bare: &Bare) {
+fn print(kinds: &[(Assignment, Results)], bare: &Bare, floors: &[(&str, Floor)]) {
     report(&format!(
         "bench cluster bare CPG: one message of {MESSAGE} bytes {:.2} ms, {:.0} messages/s with {WRITERS} under way, {:.0} MB/s in {LARGE_MESSAGE} bytes",
         median(&bare.one_message_ms),
         median(&bare.messages_per_second),
         median(&bare.megabytes_per_second)
     ));
+    for (what, floor) in floors {
+        report(&format!(
+            "bench cluster floor {what}: {:.0} files/s with {WRITERS} writers, one file {:.2} ms",
+            median(&floor.files_per_second),
+            median(&floor.one_file_ms)
+        ));
+    }
     for (who, r) in kinds {
         report(&format!(
             "bench cluster {}: {:.0} files/s with {WRITERS} writers, one file {:.2} ms, 20 MB to an empty node {:.2} s, with its start {:.2} s",
@@ -208,6 +248,17 @@ fn print(kinds: &[(Assignment, Results)], bare: &Bare) {
             ratio(|r| &r.sync_s),
             ratio(|r| &r.start_s)
         ));
+        for (what, floor) in floors {
+            let ratio = |floor: &[f64], reference: &[f64]| {
+                let rounds = floor.iter().zip(reference);
+                median(&rounds.map(|(f, r)| f / r).collect::<Vec<_>>())
+            };
+            report(&format!(
+                "bench cluster floor {what}/reference: files/s {:.2}, one file {:.2}",
+                ratio(&floor.files_per_second, &reference.files_per_second),
+                ratio(&floor.one_file_ms, &reference.one_file_ms)
+            ));
+        }
     }
 }
 
@@ -225,9 +276,13 @@ fn main() {
         kinds.push((who, Results::default()));
     }
     let mut alone = Bare::default();
+    let mut floors = ["without a disk", "with SQLite"].map(|what| (what, Floor::default()));
     for _ in 0..rounds {
         bare(&kinds[0].0, &mut alone);
+        let [without, with] = &mut floors;
+        floor(&kinds[0].0, None, &mut without.1);
+        floor(&kinds[0].0, Some(DATABASE), &mut with.1);
         kinds.iter_mut().for_each(|(who, r)| round(who, r));
     }
-    print(&kinds, &alone);
+    print(&kinds, &alone, &floors);
 }

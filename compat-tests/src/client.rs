@@ -195,12 +195,12 @@ fn compile_to(name: &str, output: &str, flags: &[&str]) -> PathBuf {
         .args(flags)
         .arg("-o")
         .args([&program, &source])
-        .args(["-lqb", "-lcpg", "-lpthread"])
+        .args(["-lqb", "-lcpg", "-lsqlite3", "-lpthread"])
         .output()
         .expect("cc is missing: apt install gcc");
     assert!(
         out.status.success(),
-        "{name}.c does not compile (apt install libqb-dev libcpg-dev libc6-dev):\n{}",
+        "{name}.c does not compile (apt install libqb-dev libcpg-dev libsqlite3-dev libc6-dev):\n{}",
         String::from_utf8_lossy(&out.stderr)
     );
     program
