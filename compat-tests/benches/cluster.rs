@@ -47,7 +47,7 @@ struct Bare {
     megabytes_per_second: Vec<f64>,
 }
 
-/// What no daemon can do better, one value per round.
+/// What is hard to do better, one value per round.
 #[derive(Default)]
 struct Floor {
     files_per_second: Vec<f64>,
