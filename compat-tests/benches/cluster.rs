@@ -212,6 +212,12 @@ fn round(who: &Assignment, results: &mut Results) {
     results.start_s.push(start_s);
 }
 
+/// Median of the ratios of the single rounds.
+fn ratio(of: &[f64], to: &[f64]) -> f64 {
+    let rounds = of.iter().zip(to);
+    median(&rounds.map(|(of, to)| of / to).collect::<Vec<_>>())
+}
+
 fn print(kinds: &[(Assignment, Results)], bare: &Bare, floors: &[(&str, Floor)]) {
     report(&format!(
         "bench cluster bare CPG: one message of {MESSAGE} bytes {:.2} ms, {:.0} messages/s with {WRITERS} under way, {:.0} MB/s in {LARGE_MESSAGE} bytes",
@@ -237,22 +243,14 @@ fn print(kinds: &[(Assignment, Results)], bare: &Bare, floors: &[(&str, Floor)])
         ));
     }
     if let [(_, ours), (_, reference)] = kinds {
-        let ratio = |of: fn(&Results) -> &Vec<f64>| {
-            let rounds = of(ours).iter().zip(of(reference));
-            median(&rounds.map(|(o, r)| o / r).collect::<Vec<_>>())
-        };
         report(&format!(
             "bench cluster ours/reference: files/s {:.2} (goal 4), one file {:.2} (goal 0.7), sync {:.2} (goal 0.5), with start {:.2}",
-            ratio(|r| &r.files_per_second),
-            ratio(|r| &r.one_file_ms),
-            ratio(|r| &r.sync_s),
-            ratio(|r| &r.start_s)
+            ratio(&ours.files_per_second, &reference.files_per_second),
+            ratio(&ours.one_file_ms, &reference.one_file_ms),
+            ratio(&ours.sync_s, &reference.sync_s),
+            ratio(&ours.start_s, &reference.start_s)
         ));
         for (what, floor) in floors {
-            let ratio = |floor: &[f64], reference: &[f64]| {
-                let rounds = floor.iter().zip(reference);
-                median(&rounds.map(|(f, r)| f / r).collect::<Vec<_>>())
-            };
             report(&format!(
                 "bench cluster floor {what}/reference: files/s {:.2}, one file {:.2}",
                 ratio(&floor.files_per_second, &reference.files_per_second),

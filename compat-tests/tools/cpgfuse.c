@@ -34,7 +34,8 @@
 #define LARGEST (132 * 1024)
 #define MOST 65536
 
-/* What goes round: the request, then the name or the content. */
+/* What goes round: the request, then the name or the content. Where it is delivered, what is created
+   gets its node, the same everywhere. */
 struct message {
 	uint64_t unique, node;
 	uint32_t opcode, bytes;
@@ -43,7 +44,7 @@ struct message {
 static size_t members;
 static int following; /* the other nodes' messages, which nobody here waits for */
 static uint32_t own_node;
-static uint64_t last_node = 2;
+static uint64_t last_node = FUSE_ROOT_ID;
 static int fuse;
 static sqlite3 *db;
 static sqlite3_stmt *begin, *commit, *put_row, *put_version;
@@ -92,11 +93,11 @@ static void complete(const struct message *m)
 		reply(m->unique, 0, &written, sizeof written);
 		break;
 	case FUSE_MKDIR:
-		created.entry = entry(++last_node | DIRECTORY);
+		created.entry = entry(m->node);
 		reply(m->unique, 0, &created.entry, sizeof created.entry);
 		break;
 	case FUSE_CREATE:
-		created.entry = entry(++last_node);
+		created.entry = entry(m->node);
 		created.open.open_flags = FOPEN_DIRECT_IO;
 		reply(m->unique, 0, &created, sizeof created);
 		break;
@@ -111,7 +112,10 @@ static void on_deliver(cpg_handle_t h, const struct cpg_name *g, uint32_t node, 
 		return;
 	if (arrivals == MOST)
 		fail("taking so many messages", MOST);
-	arrived[arrivals++] = *(struct message *)msg;
+	struct message *m = &arrived[arrivals++];
+	*m = *(struct message *)msg;
+	if (m->opcode != FUSE_WRITE)
+		m->node = ++last_node | (m->opcode == FUSE_MKDIR ? DIRECTORY : 0);
 }
 
 static void on_confchg(cpg_handle_t h, const struct cpg_name *g, const struct cpg_address *m,
@@ -125,7 +129,7 @@ static void prepare(const char *path)
 {
 	const char *schema = "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;"
 			     "CREATE TABLE tree (inode INTEGER PRIMARY KEY, version INTEGER, data BLOB)";
-	const char *row = "REPLACE INTO tree VALUES (?1, ?1, ?2)";
+	const char *row = "REPLACE INTO tree VALUES (?1, ?2, ?3)";
 	if (sqlite3_open(path, &db) || sqlite3_exec(db, schema, 0, 0, 0) ||
 	    sqlite3_prepare_v2(db, "BEGIN IMMEDIATE", -1, &begin, 0) ||
 	    sqlite3_prepare_v2(db, "COMMIT", -1, &commit, 0) ||
@@ -141,20 +145,19 @@ static void run(sqlite3_stmt *statement)
 	sqlite3_reset(statement);
 }
 
-/* A new row for what is created, the row of the newest for what is written. */
+/* A row for each node: empty when it is created, with 1 KiB when it is written. */
 static void store(void)
 {
-	static sqlite3_int64 version, row;
+	static sqlite3_int64 version;
 	static char content[1024];
 	if (!db || !arrivals)
 		return;
 	run(begin);
 	for (size_t i = 0; i < arrivals; i++) {
-		version++;
-		if (arrived[i].opcode != FUSE_WRITE)
-			row = version;
-		sqlite3_bind_int64(put_row, 1, row);
-		sqlite3_bind_blob(put_row, 2, content, arrived[i].opcode == FUSE_WRITE ? 1024 : 0, SQLITE_STATIC);
+		int bytes = arrived[i].opcode == FUSE_WRITE ? sizeof content : 0;
+		sqlite3_bind_int64(put_row, 1, arrived[i].node & ~DIRECTORY);
+		sqlite3_bind_int64(put_row, 2, ++version);
+		sqlite3_bind_blob(put_row, 3, content, bytes, SQLITE_STATIC);
 		run(put_row);
 	}
 	sqlite3_bind_int64(put_version, 1, version);
