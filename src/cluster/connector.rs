@@ -93,7 +93,7 @@ pub(super) struct Connector {
     core: Arc<Inbox<Command>>,
     status: Arc<Status>,
     joining: Vec<Joining>,
-    groups: [Series; 2],
+    groups: [Series; 3],
     /// Connected, but tracking has not begun.
     quorum: Option<Quorum>,
     quorum_at: Option<Instant>,
@@ -311,25 +311,26 @@ impl Connector {
                 group, generation, ..
             } = joining;
             let series = &mut self.groups[group as usize];
-            let channel: Option<Box<dyn Channel>> = match joining.cpg.join(&group.name()) {
-                Ok(()) => {
-                    series.works();
-                    Some(Box::new(joining.cpg))
-                }
-                Err(Error::TryAgain) => {
-                    joining.tries += 1;
-                    if joining.tries % JOIN_TRIES_PER_LINE == 0 {
-                        let text = format!("cpg_join retry {}", joining.tries);
-                        log(group.domain(), Level::Notice, &text);
+            let channel: Option<Box<dyn Channel>> =
+                match joining.cpg.join(&group.name(joining.cpg.nodeid())) {
+                    Ok(()) => {
+                        series.works();
+                        Some(Box::new(joining.cpg))
                     }
-                    waiting.push(joining);
-                    continue;
-                }
-                Err(err) => {
-                    series.failed(group.domain(), "cpg_join", err);
-                    None
-                }
-            };
+                    Err(Error::TryAgain) => {
+                        joining.tries += 1;
+                        if joining.tries % JOIN_TRIES_PER_LINE == 0 {
+                            let text = format!("cpg_join retry {}", joining.tries);
+                            log(group.domain(), Level::Notice, &text);
+                        }
+                        waiting.push(joining);
+                        continue;
+                    }
+                    Err(err) => {
+                        series.failed(group.domain(), "cpg_join", err);
+                        None
+                    }
+                };
             self.tell(Command::Opened {
                 group,
                 generation,
@@ -341,10 +342,13 @@ impl Connector {
 }
 
 impl GroupName {
-    fn name(self) -> cpg::GroupName {
+    fn name(self, nodeid: u32) -> cpg::GroupName {
         match self {
             GroupName::Dcdb => cpg::GroupName::DCDB,
             GroupName::Kvstore => cpg::GroupName::KVSTORE,
+            GroupName::Rounds => {
+                cpg::GroupName::new(format!("pmxcfs_rounds_{nodeid}\0").as_bytes())
+            }
         }
     }
 }

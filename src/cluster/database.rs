@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use super::Observers;
 use super::chores::Chores;
 use super::differences::differences;
+use super::gate::{Gate, Verdict};
 use super::group::Surroundings;
 use crate::dcdb::{self, Dcdb, SyncCommit, TreeHost, Write};
 use crate::dfsm::{Busy, Ticket};
@@ -81,10 +82,17 @@ impl TreeHost for Host {
     }
 }
 
-/// A change on its way to the store: the answer that belongs to it follows immediately, or never.
+/// A change on its way to the store: the caller that belongs to it follows immediately, or never.
 struct Fresh {
     change: Change,
-    done: Option<(Done, Applied)>,
+    caller: Option<Caller>,
+}
+
+/// Whoever waits for a change, and what there is to be said.
+struct Caller {
+    ticket: Ticket,
+    done: Done,
+    applied: Applied,
 }
 
 /// Parts of [`Database`].
@@ -103,6 +111,7 @@ pub(super) struct Database {
     waiting: HashMap<Ticket, Done>,
     last_ticket: Ticket,
     fresh: Option<Fresh>,
+    gate: Gate,
     /// Bytes given to the store and not written yet.
     backlog: Arc<AtomicUsize>,
     /// Last answer of [`Database::is_writable`].
@@ -127,6 +136,7 @@ impl Database {
             waiting: HashMap::new(),
             last_ticket: 0,
             fresh: None,
+            gate: Gate::default(),
             backlog: Arc::default(),
             writable: true,
             differences,
@@ -146,6 +156,8 @@ impl Database {
         for (_, done) in self.waiting.drain() {
             done(Err(Error::Busy));
         }
+        self.store_fresh();
+        self.gate.refuse_all();
     }
 
     fn store_sync(&mut self, sync: SyncCommit) {
@@ -174,48 +186,60 @@ impl Database {
         self.writable
     }
 
-    /// The answer to the change, if any, is known now.
+    /// Whoever waits for the change is known now.
     fn store_fresh(&mut self) {
-        let Some(Fresh { mut change, done }) = self.fresh.take() else {
+        let Some(Fresh { change, caller }) = self.fresh.take() else {
             return;
         };
+        match caller {
+            Some(caller) => self.store_own(change, caller),
+            None => self.store_foreign(change),
+        }
+    }
+
+    fn store_own(&mut self, mut change: Change, caller: Caller) {
         let announcer = self.parts.announcer.clone();
         let relevant = (self.parts.relevant)(&change.effects);
         let waiting = self.count(&change);
-        match done {
-            Some((done, applied)) => {
-                let copy = Box::new(change.clone());
-                change.effects = Effects::default();
-                let told = move |stored: Result<(), Error>| {
-                    drop(waiting);
-                    match stored {
-                        Ok(()) => answer(applied, copy, relevant, &announcer, done),
-                        // Refused, but memory and the other nodes have it.
-                        Err(err) => {
-                            announcer.forget(&copy);
-                            announcer.announce(copy.effects);
-                            done(Err(err));
-                        }
-                    }
-                };
-                self.parts.store.put(change, Box::new(told));
-            }
-            None => {
-                announcer.forget(&change);
-                let effects = std::mem::take(&mut change.effects);
-                let told = move |_: Result<(), Error>| {
-                    drop(waiting);
-                    if relevant {
-                        announcer.announce(effects);
-                    }
-                };
-                if relevant {
-                    self.parts.store.put(change, Box::new(told));
-                } else {
-                    self.parts.store.enqueue_lazily(change, Box::new(told));
+        let Caller {
+            ticket,
+            done,
+            applied,
+        } = caller;
+        let (gate, number) = (self.gate.clone(), self.gate.enter(Some(ticket)));
+        let copy = Box::new(change.clone());
+        change.effects = Effects::default();
+        let told = move |stored: Result<(), Error>| {
+            drop(waiting);
+            let then = move |verdict| match outcome(stored, verdict) {
+                Ok(()) => answer(applied, copy, relevant, &announcer, done),
+                // Refused, but memory and some other node have it.
+                Err(err) => {
+                    announcer.forget(&copy);
+                    announcer.announce(copy.effects);
+                    done(Err(err));
                 }
-            }
+            };
+            gate.stored(number, Box::new(then));
+        };
+        self.parts.store.put(change, Box::new(told));
+    }
+
+    fn store_foreign(&mut self, mut change: Change) {
+        let announcer = self.parts.announcer.clone();
+        let waiting = self.count(&change);
+        announcer.forget(&change);
+        let effects = std::mem::take(&mut change.effects);
+        if !(self.parts.relevant)(&effects) {
+            let told = move |_: Result<(), Error>| drop(waiting);
+            return self.parts.store.enqueue_lazily(change, Box::new(told));
         }
+        let (gate, number) = (self.gate.clone(), self.gate.enter(None));
+        let told = move |_: Result<(), Error>| {
+            drop(waiting);
+            gate.stored(number, Box::new(move |_| announcer.announce(effects)));
+        };
+        self.parts.store.put(change, Box::new(told));
     }
 
     /// Everything that has come is with the store: it is written now, in this thread or, if that
@@ -229,14 +253,24 @@ impl Database {
         let changes = std::mem::take(&mut *self.differences.lock());
         let (tree, status) = (self.parts.tree.clone(), self.parts.status.clone());
         let announcer = self.parts.announcer.clone();
-        self.parts.store.after(Box::new(move |_| {
+        let (gate, number) = (self.gate.clone(), self.gate.enter(None));
+        let tell = move |_| {
             announcer.replaced(changes, Box::new(move || status.reloaded(&tree.read())));
-        }));
+        };
+        let told = move |_: Result<(), Error>| gate.stored(number, Box::new(tell));
+        self.parts.store.after(Box::new(told));
     }
 }
 
-/// Answers a change that came through this node and announces it. Runs where it is written, in
-/// the order of the changes.
+/// What a caller is told of a change: it has to be on this disk and with the others.
+fn outcome(stored: Result<(), Error>, verdict: Verdict) -> Result<(), Error> {
+    match verdict {
+        Verdict::Release => stored,
+        Verdict::Refuse => stored.and(Err(Error::Busy)),
+    }
+}
+
+/// Answers a change that came through this node and announces it. Runs in the order of the changes.
 fn answer(
     applied: Applied,
     change: Box<Change>,
@@ -263,7 +297,10 @@ impl Surroundings<Dcdb<Host>> for Database {
                 self.store_fresh();
                 match *write {
                     Write::Change(change) => {
-                        self.fresh = Some(Fresh { change, done: None });
+                        self.fresh = Some(Fresh {
+                            change,
+                            caller: None,
+                        });
                     }
                     Write::Sync(sync) => self.store_sync(sync),
                 }
@@ -276,24 +313,47 @@ impl Surroundings<Dcdb<Host>> for Database {
         }
     }
 
-    fn reply(&mut self, ticket: Ticket, result: Result<Result<Applied, Error>, Busy>) {
+    fn applied(&mut self, ticket: Ticket, reply: Result<Applied, Error>) {
         let Some(done) = self.waiting.remove(&ticket) else {
             return;
         };
-        let applied = match result {
-            Ok(Ok(applied)) => applied,
-            Ok(Err(err)) => return done(Err(err)),
-            Err(Busy) => return done(Err(Error::Busy)),
+        let applied = match reply {
+            Ok(applied) => applied,
+            // Nothing was changed: there is nothing to wait for.
+            Err(err) => return done(Err(err)),
         };
         match &mut self.fresh {
-            Some(fresh) if fresh.done.is_none() && fresh.change.inode == applied.inode => {
-                fresh.done = Some((done, applied));
+            Some(fresh) if fresh.caller.is_none() && fresh.change.inode == applied.inode => {
+                fresh.caller = Some(Caller {
+                    ticket,
+                    done,
+                    applied,
+                });
             }
             // A success that changed nothing: no earlier than what came before it.
             _ => {
                 self.store_fresh();
-                let after = move |stored: Result<(), Error>| done(stored.map(|()| applied));
-                self.parts.store.after(Box::new(after));
+                let (gate, number) = (self.gate.clone(), self.gate.enter(Some(ticket)));
+                let told = move |stored: Result<(), Error>| {
+                    let then = move |verdict| done(outcome(stored, verdict).map(|()| applied));
+                    gate.stored(number, Box::new(then));
+                };
+                self.parts.store.after(Box::new(told));
+            }
+        }
+    }
+
+    fn release(&mut self, ticket: Ticket) {
+        self.store_fresh();
+        self.gate.judge(ticket, Verdict::Release);
+    }
+
+    fn reply(&mut self, ticket: Ticket, result: Result<Result<Applied, Error>, Busy>) {
+        match self.waiting.remove(&ticket) {
+            Some(done) => done(result.unwrap_or(Err(Error::Busy))),
+            None => {
+                self.store_fresh();
+                self.gate.judge(ticket, Verdict::Refuse);
             }
         }
     }

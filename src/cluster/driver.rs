@@ -13,6 +13,7 @@ use super::database::{Database, Host};
 use super::group::{Group, Request, Surroundings};
 use super::inbox::{Inbox, wait};
 use super::logs::log;
+use super::rounds::Rounds;
 use super::{Command, GroupName, Overview};
 use crate::corosync::quorum::Quorum;
 use crate::dcdb::{self, Dcdb};
@@ -41,6 +42,8 @@ impl Surroundings<Kvstore> for NodeStatus {
     }
 
     /// Nobody waits for the result of a status message.
+    fn applied(&mut self, _ticket: Ticket, _reply: ()) {}
+    fn release(&mut self, _ticket: Ticket) {}
     fn reply(&mut self, _ticket: Ticket, _result: Result<(), Busy>) {}
 }
 
@@ -50,6 +53,9 @@ pub(super) struct Core {
     pub jobs: Arc<Inbox<Job>>,
     pub dcdb: Group<Dcdb<Host>, Database>,
     pub kvstore: Group<Kvstore, NodeStatus>,
+    pub rounds: Rounds,
+    /// A round that is back, while there may be something before it.
+    pub round_seen: Option<u64>,
     pub quorum: Option<Quorum>,
     pub status: Arc<Status>,
     pub announcer: Arc<Announcer>,
@@ -92,14 +98,20 @@ impl Core {
                 tick_at = now.mono + TICK;
                 self.dcdb.handle(now, Event::Tick);
                 self.kvstore.handle(now, Event::Tick);
+                if self.dcdb.fd().is_some() && self.stop_at.is_none() {
+                    self.rounds.tick(now.mono);
+                }
             }
             self.watch_disk(now);
             self.send(now);
             // On the way to the others meanwhile: what was sent.
             self.dcdb.surroundings.write();
             self.show();
-            let [commanded, quorum, dcdb, kvstore] = wait(
+            // The rounds first: poll looks at them in this order, so whatever came before a round that
+            // is back shows, too.
+            let [rounds, commanded, quorum, dcdb, kvstore] = wait(
                 [
+                    self.rounds.fd(),
                     Some(self.inbox.as_fd()),
                     self.quorum.as_ref().map(Quorum::fd),
                     self.dcdb.fd(),
@@ -108,19 +120,22 @@ impl Core {
                 self.patience(tick_at),
             );
             let now = self.now();
+            if rounds {
+                self.round_seen = self.rounds.dispatch(now.mono).or(self.round_seen);
+            }
             // A message must not be taken for one without quorum that has come back already.
             if quorum || dcdb {
                 self.dispatch_quorum(now);
             }
+            self.deliver(now, dcdb);
+            // Behind what was delivered: a message that is sent now will show that the others have it.
             if commanded {
                 self.inbox.take(&mut commands);
                 for command in commands.drain(..) {
                     self.obey(now, command);
                 }
             }
-            if dcdb {
-                self.dcdb.dispatch(now);
-            }
+            self.dcdb.handle(now, Event::Idle);
             if kvstore {
                 self.kvstore.dispatch(now);
             }
@@ -143,9 +158,9 @@ impl Core {
     /// How long to wait for the next event.
     fn patience(&self, tick_at: Duration) -> Duration {
         let limit = tick_at.saturating_sub(self.started.elapsed());
-        if self.dcdb.is_blocked() || self.kvstore.is_blocked() {
+        if self.dcdb.is_blocked() || self.kvstore.is_blocked() || self.rounds.is_blocked() {
             limit.min(SEND_RETRY)
-        } else if self.dcdb.wants_room() {
+        } else if self.dcdb.wants_room() || self.round_seen.is_some() {
             Duration::ZERO
         } else {
             limit
@@ -160,11 +175,29 @@ impl Core {
         }
     }
 
+    /// What corosync has for the database, if it has, and the round behind all that.
+    fn deliver(&mut self, now: Now, ready: bool) {
+        let mut all = !ready || self.dcdb.dispatch(now);
+        if self.round_seen.is_some() && !all {
+            // Once is not enough to know. What comes too fast has its next chance soon.
+            all = self.dcdb.dispatch(now);
+        }
+        if all {
+            if let Some(number) = self.round_seen.take() {
+                self.dcdb.handle(now, Event::Round(number));
+            }
+        }
+    }
+
     fn send(&mut self, now: Now) {
         if self.dcdb.wants_room() {
             self.dcdb.handle(now, Event::Room);
         }
         self.dcdb.flush(now);
+        match self.dcdb.take_round() {
+            Some(number) => self.rounds.ask(now.mono, number),
+            None => self.rounds.flush(now.mono),
+        }
         self.kvstore.flush(now);
     }
 
@@ -214,6 +247,13 @@ impl Core {
             } => {
                 self.kvstore.opened(now, generation, channel);
             }
+            Command::Opened {
+                group: GroupName::Rounds,
+                generation,
+                channel,
+            } => {
+                self.rounds.opened(now.mono, generation, channel);
+            }
             Command::Left {
                 group: GroupName::Dcdb,
                 generation,
@@ -224,6 +264,11 @@ impl Core {
             } => {
                 self.kvstore.left(now, generation);
             }
+            // Nobody has to know when it is left: its handle is closed.
+            Command::Left {
+                group: GroupName::Rounds,
+                ..
+            } => {}
             Command::Quorum(quorum) => {
                 self.quorum = Some(quorum);
                 self.dispatch_quorum(now);

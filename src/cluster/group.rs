@@ -37,6 +37,11 @@ pub(super) trait Channel: Send {
 /// What carries out the actions of an application.
 pub(super) trait Surroundings<A: Application> {
     fn act(&mut self, action: A::Action);
+    /// What a request has changed; its caller is told once it is released.
+    fn applied(&mut self, ticket: Ticket, reply: A::Reply);
+    /// The caller may be told.
+    fn release(&mut self, ticket: Ticket);
+    /// The answer, at once.
     fn reply(&mut self, ticket: Ticket, result: Result<A::Reply, Busy>);
     /// All actions of one event were given.
     fn finish(&mut self) {}
@@ -141,6 +146,8 @@ pub(super) struct Group<A: Application, S> {
     in_flight: usize,
     actions: Vec<ActionOf<A>>,
     pid: u32,
+    /// A round the machine wants.
+    round: Option<u64>,
     requests: Box<dyn FnMut(Request) + Send>,
 }
 
@@ -161,6 +168,7 @@ impl<A: Application, S: Surroundings<A>> Group<A, S> {
             in_flight: 0,
             actions: Vec::new(),
             pid,
+            round: None,
             requests,
         }
     }
@@ -191,6 +199,11 @@ impl<A: Application, S: Surroundings<A>> Group<A, S> {
         matches!(self.link, Link::Open(_)) && self.queue.trying.is_some()
     }
 
+    /// The round the machine has asked for since the last call.
+    pub fn take_round(&mut self) -> Option<u64> {
+        self.round.take()
+    }
+
     /// Bytes that wait for corosync.
     pub fn queued(&self) -> usize {
         self.queue.bytes
@@ -212,6 +225,9 @@ impl<A: Application, S: Surroundings<A>> Group<A, S> {
                     let until = normal.then(|| now.mono + self.machine.config().write_timeout);
                     self.queue.push(message, until);
                 }
+                Action::Applied { ticket, reply } => self.surroundings.applied(ticket, reply),
+                Action::Release { ticket } => self.surroundings.release(ticket),
+                Action::Round(number) => self.round = Some(number),
                 Action::Reply { ticket, result } => self.surroundings.reply(ticket, result),
                 Action::App(action) => self.surroundings.act(action),
                 Action::Log { level, text } => log(A::NAME, level, &text),
@@ -266,10 +282,10 @@ impl<A: Application, S: Surroundings<A>> Group<A, S> {
         }
     }
 
-    /// Takes in what corosync has for us.
-    pub fn dispatch(&mut self, now: Now) {
+    /// Takes in what corosync has for us. True if that was all.
+    pub fn dispatch(&mut self, now: Now) -> bool {
         let Link::Open(channel) = &mut self.link else {
-            return;
+            return true;
         };
         let events = match channel.dispatch() {
             Ok(events) => events,
@@ -279,7 +295,8 @@ impl<A: Application, S: Surroundings<A>> Group<A, S> {
                     Level::Critical,
                     &format!("cpg_dispatch failed: {err}"),
                 );
-                return self.lost(now);
+                self.lost(now);
+                return true;
             }
         };
         let generation = self.generation;
@@ -287,10 +304,11 @@ impl<A: Application, S: Surroundings<A>> Group<A, S> {
             nodeid: channel.nodeid(),
             pid: self.pid,
         };
+        let all = events.is_empty();
         for event in events {
             // The machine may have given this membership up.
             if !matches!(self.link, Link::Open(_)) || self.generation != generation {
-                return;
+                return true;
             }
             match event {
                 CpgEvent::Deliver { sender, message } => {
@@ -319,6 +337,7 @@ impl<A: Application, S: Surroundings<A>> Group<A, S> {
                 }
             }
         }
+        all
     }
 
     /// The answer to [`Request::Open`].

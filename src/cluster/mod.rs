@@ -7,6 +7,8 @@
 //! * `connector`     – the thread for whatever waits for corosync, and for cmap
 //! * `chores`, `corosync_conf` – the host's copy of corosync.conf, and its reload
 //! * `differences`   – what the kernel forgets when a synchronisation replaces the tree
+//! * `rounds`        – what shows that the others have what was delivered here
+//! * `gate`          – answers that wait for that and for the disk
 //! * `inbox`         – queue between threads
 //!
 //! The way of a change: [`ClusterReplica`] → core: machine → multicast → delivered → tree → store
@@ -20,9 +22,11 @@ mod corosync_conf;
 mod database;
 mod differences;
 mod driver;
+mod gate;
 mod group;
 mod inbox;
 mod logs;
+mod rounds;
 
 use std::io;
 use std::path::PathBuf;
@@ -52,6 +56,7 @@ use self::database::{Database, DatabaseParts};
 use self::driver::{Core, NodeStatus};
 use self::group::{Channel, Group};
 use self::inbox::Inbox;
+use self::rounds::Rounds;
 
 type Observers = Arc<Mutex<Vec<Arc<dyn Observer>>>>;
 
@@ -79,6 +84,7 @@ pub struct Parts {
 enum GroupName {
     Dcdb,
     Kvstore,
+    Rounds,
 }
 
 impl GroupName {
@@ -86,6 +92,7 @@ impl GroupName {
         match self {
             GroupName::Dcdb => "dcdb",
             GroupName::Kvstore => "status",
+            GroupName::Rounds => rounds::NAME,
         }
     }
 }
@@ -295,6 +302,8 @@ impl Prepared {
                 pid,
                 driver::requests(jobs.clone(), GroupName::Kvstore),
             ),
+            rounds: Rounds::new(pid, driver::requests(jobs.clone(), GroupName::Rounds)),
+            round_seen: None,
             inbox,
             jobs,
             quorum: None,

@@ -237,6 +237,10 @@ impl<H: TreeHost> Application for Dcdb<H> {
         self.quorate
     }
 
+    fn has_changed(reply: &Self::Reply) -> bool {
+        reply.is_ok()
+    }
+
     fn prepare(
         &mut self,
         request: Op,

@@ -143,6 +143,10 @@ pub trait Application {
     /// without this one.
     fn may_acknowledge(&self) -> bool;
 
+    /// Has a request with this result changed anything? Whoever asked for it is told only when the
+    /// others have it; anything else is told at once.
+    fn has_changed(reply: &Self::Reply) -> bool;
+
     /// Messages for a request, asked immediately before they are sent. The result of the *last*
     /// one is the result of the request. An error is the caller's answer, and nothing is sent.
     fn prepare(

@@ -107,6 +107,7 @@ impl<A: Application> Machine<A> {
         match self.with_app(|app, ctx| app.deliver(delivery, ctx)) {
             Verdict::Applied(reply) => {
                 if from == self.own {
+                    self.own_message_is_back(count);
                     self.finish(count, Ok(reply));
                 }
             }

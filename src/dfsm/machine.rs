@@ -6,9 +6,10 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use super::app::{Consequence, Effect};
+use super::confirm::Confirm;
 use super::link::Link;
 use super::queue::{CountQueue, Queued};
-use super::requests::{Applied, Held, Pending};
+use super::requests::{Held, Pending};
 use super::{
     Action, ActionOf, Application, Ctx, Epoch, Event, EventOf, Level, MemberId, Mode, Now, wire,
 };
@@ -84,7 +85,7 @@ pub struct Machine<A: Application> {
     pub(super) sent: u64,
     pub(super) pending: BTreeMap<u64, Pending>,
     /// Applied, but some member may still come to lack it.
-    pub(super) applied: VecDeque<Applied<A::Reply>>,
+    pub(super) confirm: Confirm,
     pub(super) held: VecDeque<Held<A::Request>>,
     pub(super) checksum: Checksum,
     /// Updates of the current epoch are still to be sent; so many were.
@@ -122,7 +123,7 @@ impl<A: Application> Machine<A> {
             sync_queue: VecDeque::new(),
             sent: 0,
             pending: BTreeMap::new(),
-            applied: VecDeque::new(),
+            confirm: Confirm::default(),
             held: VecDeque::new(),
             checksum: Checksum::default(),
             bulk: None,
@@ -200,9 +201,11 @@ impl<A: Application> Machine<A> {
             Event::Tick => self.tick(),
             Event::Verify => self.start_verify(),
             Event::App(event) => self.app_event(event),
+            Event::Round(number) => self.round_is_back(number),
+            Event::Idle => self.ask_for_round(false),
             Event::Stop => self.stop(),
         }
-        self.acknowledge();
+        self.release();
         self.send_held();
         out.append(&mut self.out);
     }

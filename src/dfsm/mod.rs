@@ -25,9 +25,11 @@
 //! * on [`Action::Close`] closes the handle for good: the group is in a permanent error;
 //! * reports [`Event::Disconnected`] when dispatch or a send fails for good (library or handle
 //!   error); later events of the old handle must not be handed in;
-//! * sends the successful [`Action::Reply`]s of a ticket only when everything the application asked
-//!   to store *earlier in the action stream* is durable, refusals at once. A ticket gets exactly
-//!   one reply.
+//! * answers the ticket of an [`Action::Applied`] when it is released and everything the application
+//!   asked to store *earlier than the result* in the action stream is durable. Every other answer is
+//!   an [`Action::Reply`] and goes out at once. A ticket gets exactly one answer;
+//! * gives [`Event::Idle`] when it has handed in all that there was, and carries out
+//!   [`Action::Round`].
 //!
 //! [`Machine::handle`] costs microseconds per message, except a checksum round and the commit of a
 //! synchronisation, which read every byte of the database once.
@@ -37,6 +39,7 @@ use std::fmt;
 use std::time::Duration;
 
 mod app;
+mod confirm;
 mod deliver;
 mod link;
 mod machine;
@@ -140,6 +143,10 @@ pub enum Event<'a, R, E> {
     Room,
     /// Time has passed.
     Tick,
+    /// The round with this number has come back ([`Action::Round`]).
+    Round(u64),
+    /// Everything that had come was given: time to ask for what is still needed.
+    Idle,
     /// Start a checksum round now if this node is the one to do it.
     Verify,
     /// Something the application has to know.
@@ -159,6 +166,15 @@ pub struct Busy;
 pub enum Action<P, X> {
     /// Multicast these bytes to the group.
     Send(Vec<u8>),
+    /// A request has changed something here. Its caller is told this result when the ticket is
+    /// released, or that it is refused by a [`Action::Reply`].
+    Applied { ticket: Ticket, reply: P },
+    /// The caller may be told what [`Action::Applied`] said: every member has it.
+    Release { ticket: Ticket },
+    /// Send this number through corosync to this process alone, and give [`Event::Round`] when it is
+    /// back, *after* every confchg and every change of the quorum that came before it. Only the last
+    /// one counts.
+    Round(u64),
     /// Tell a caller the result.
     Reply {
         ticket: Ticket,

@@ -25,13 +25,6 @@ pub(super) struct Pending {
     pub deadline: Duration,
 }
 
-/// A message that was applied here, and whose sender is not told yet.
-#[derive(Debug)]
-pub(super) struct Applied<P> {
-    pub pending: Pending,
-    pub reply: P,
-}
-
 impl<A: Application> Machine<A> {
     pub(super) fn submit(&mut self, ticket: Option<Ticket>, request: A::Request) {
         if let Err(reply) = self.app.admit(&request) {
@@ -101,10 +94,9 @@ impl<A: Application> Machine<A> {
             }
             let pending = entry.remove();
             if at == count {
-                if let Ok(reply) = result {
-                    self.applied.push_back(Applied { pending, reply });
-                } else {
-                    self.reply(Some(pending.ticket), result);
+                match result {
+                    Ok(reply) if A::has_changed(&reply) => self.applied(pending, reply),
+                    result => self.reply(Some(pending.ticket), result),
                 }
                 return;
             }
@@ -112,29 +104,10 @@ impl<A: Application> Machine<A> {
         }
     }
 
-    /// Acknowledges what was applied, once every member has it (or is sure to get it).
-    pub(super) fn acknowledge(&mut self) {
-        if self.applied.is_empty() || !self.settled() {
-            return;
-        }
-        let confirmed = !self.config.hold_back || self.app.may_acknowledge();
-        for Applied { pending, reply } in std::mem::take(&mut self.applied) {
-            let result = if confirmed { Ok(reply) } else { Err(Busy) };
-            self.reply(Some(pending.ticket), result);
-        }
-    }
-
     pub(super) fn refuse_pending(&mut self) {
         self.refuse_applied();
         for pending in std::mem::take(&mut self.pending).into_values() {
             self.reply(Some(pending.ticket), Err(Busy));
-        }
-    }
-
-    /// What was applied here may be lost after all.
-    pub(super) fn refuse_applied(&mut self) {
-        for applied in std::mem::take(&mut self.applied) {
-            self.reply(Some(applied.pending.ticket), Err(Busy));
         }
     }
 
@@ -162,17 +135,7 @@ impl<A: Application> Machine<A> {
             let ticket = self.held.pop_front().and_then(|held| held.ticket);
             self.reply(ticket, Err(Busy));
         }
-        while self
-            .applied
-            .front()
-            .is_some_and(|applied| now >= applied.pending.deadline)
-        {
-            let ticket = self
-                .applied
-                .pop_front()
-                .map(|applied| applied.pending.ticket);
-            self.reply(ticket, Err(Busy));
-        }
+        self.expire_applied();
         while let Some(entry) = self.pending.first_entry() {
             if now < entry.get().deadline {
                 return;
@@ -182,7 +145,7 @@ impl<A: Application> Machine<A> {
         }
     }
 
-    fn reply(&mut self, ticket: Option<Ticket>, result: Result<A::Reply, Busy>) {
+    pub(super) fn reply(&mut self, ticket: Option<Ticket>, result: Result<A::Reply, Busy>) {
         if let Some(ticket) = ticket {
             self.out.push(Action::Reply { ticket, result });
         }

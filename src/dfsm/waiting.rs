@@ -13,11 +13,12 @@ const MISSING_EVERY: Duration = Duration::from_secs(5);
 impl<A: Application> Machine<A> {
     /// Requests that are not sent, or not acknowledged, because a member is behind.
     fn has_waiters(&self) -> bool {
-        !self.held.is_empty() || !self.applied.is_empty()
+        !self.held.is_empty() || !self.confirm.is_empty()
     }
 
     pub(super) fn tick(&mut self) {
         self.expire();
+        self.ask_for_round(true);
         match self.link {
             Link::Down { retry_at } if self.now.mono >= retry_at && self.app.may_join() => {
                 self.restart();

@@ -100,6 +100,9 @@ impl Application for Kvstore {
     fn may_acknowledge(&self) -> bool {
         true
     }
+    fn has_changed(_: &()) -> bool {
+        true
+    }
 
     fn prepare(&mut self, request: Request, _ctx: &mut Ctx<Action>) -> Result<Vec<Outgoing>, ()> {
         Ok(vec![match request {

@@ -441,3 +441,43 @@ fn a_partition_loses_nothing_that_was_acknowledged() {
         assert_eq!(cluster.ask(node, "disk"), cluster.ask(node, "digest"));
     }
 }
+
+/// Corosync gives a node its own messages back at once: what it sends at the very moment it loses
+/// the others, they never get. `CUTS` tries more than a few such moments.
+#[test]
+fn a_cut_at_any_moment_loses_nothing_that_was_acknowledged() {
+    let lab = Lab::up(9, 3, "lab");
+    lab.edit_configuration(
+        "  version: 2",
+        "  version: 2\n  token: 400\n  token_coefficient: 0",
+    );
+    let mut cluster = Cluster::start_in(lab);
+    (1..=3).for_each(|node| cluster.writable(node));
+    cluster.synced();
+    let cuts: usize = std::env::var("CUTS").map_or(6, |n| n.parse().unwrap());
+    for cut in 0..cuts {
+        let node = cut % 3 + 1;
+        let hammers: Vec<(String, u32)> = (0..8)
+            .map(|i| format!("h{cut}-{i}-"))
+            .map(|name| (name.clone(), cluster.tell(node, &format!("hammer {name}"))))
+            .collect();
+        std::thread::sleep(Duration::from_millis(200 + 7 * cut as u64));
+        cluster.lab.connect(node, false);
+        cluster.until(node, "write lonely x", |answer| answer == "EACCES");
+        cluster.tell(node, "rest");
+        let others: Vec<usize> = (1..=3).filter(|other| *other != node).collect();
+        // More changes than the lonely one could make: theirs is the newer database.
+        let changed = cluster.ask(others[0], &format!("storm o{cut} 1 50"));
+        assert!(changed.starts_with("refused 0 "), "{changed}");
+        for (name, number) in hammers {
+            let result = cluster.result(node, number);
+            let (_, acknowledged) = result.split_once(' ').unwrap();
+            assert!(acknowledged.len() > 10, "{result}");
+            let missing = cluster.ask(others[1], &format!("missing {name} {acknowledged}"));
+            assert_eq!(missing, "0", "cut {cut}, {name}");
+        }
+        cluster.lab.connect(node, true);
+        (1..=3).for_each(|node| cluster.writable(node));
+        cluster.synced();
+    }
+}

@@ -136,6 +136,7 @@ impl Node {
             }
             ["hammer", name] => {
                 let (node, name) = (self.clone(), name.to_owned());
+                self.resting.store(false, SeqCst);
                 std::thread::spawn(move || say(&format!("{number} {}", node.hammer(&name))));
             }
             ["rest"] => self.resting.store(true, SeqCst),

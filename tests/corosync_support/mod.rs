@@ -48,7 +48,7 @@ impl Lab {
         lab
     }
 
-    fn edit_configuration(&self, from: &str, to: &str) {
+    pub fn edit_configuration(&self, from: &str, to: &str) {
         for node in 1..=self.nodes {
             let path = self.dir.join(format!("node{node}/etccoro/corosync.conf"));
             let text = std::fs::read_to_string(&path).unwrap();

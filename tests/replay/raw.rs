@@ -20,6 +20,9 @@ impl<A: Application> Application for Raw<A> {
     fn may_acknowledge(&self) -> bool {
         self.0.may_acknowledge()
     }
+    fn has_changed(reply: &Self::Reply) -> bool {
+        A::has_changed(reply)
+    }
 
     fn prepare(
         &mut self,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use pmxcfs::memdb::Tree;
+use pmxcfs::memdb::{Tree, TreePath};
 
 use super::ours::LONGEST_WAIT;
 use super::process::{Process, fingerprint};
@@ -65,6 +65,17 @@ impl World {
             seen.push((node, version, print));
         }
         Ok(())
+    }
+
+    /// A node that has lost the majority never told a client of a file that the majority does not get.
+    /// (Each is made by one request, but may be written by several with the same content.)
+    pub(super) fn check_dropped(&self, path: &TreePath) -> Outcome {
+        match self.created.iter().find(|number| unique(**number) == *path) {
+            Some(number) => Err(format!(
+                "u{number} was acknowledged, but never reached the others"
+            )),
+            None => Ok(()),
+        }
     }
 
     /// No client of ours waits longer than the bound.

@@ -25,6 +25,8 @@ pub enum Input {
         seq: u64,
         bytes: Rc<[u8]>,
     },
+    /// A message of the process to itself.
+    Round(u64),
     /// The connection to corosync is gone.
     Lost,
 }
@@ -43,14 +45,16 @@ struct Port {
     current: u64,
     /// Highest message it has seen.
     seen: u64,
+    /// Highest message it has for sure: the token has come by since.
+    safe: u64,
 }
 
 pub struct Cpg {
     ports: Vec<Port>,
     seq: u64,
     views: u64,
-    /// Messages that some component will never get.
-    pub dropped: Vec<Rc<[u8]>>,
+    /// Messages that some component will never get, and whether that has the quorum.
+    pub dropped: Vec<(Rc<[u8]>, bool)>,
 }
 
 impl Cpg {
@@ -120,12 +124,31 @@ impl Cpg {
         (0..self.ports.len()).filter(here).collect()
     }
 
+    /// The token has come round to `node`, and everybody has what this node had before.
+    fn token(&mut self, node: usize, component: usize) {
+        let seen = self.ports[node].seen;
+        for port in &mut self.ports {
+            if port.component == Some(component) {
+                port.safe = port.safe.max(seen);
+            }
+        }
+    }
+
+    /// A message of a member to itself.
+    pub fn round(&mut self, node: usize, number: u64) {
+        if let (Some(component), Some(_)) = (self.ports[node].component, self.ports[node].joined) {
+            self.token(node, component);
+            self.ports[node].inbox.push_back(Input::Round(number));
+        }
+    }
+
     /// Orders one message: everybody in the sender's component will get it.
     pub fn order(&mut self, node: usize, bytes: &Rc<[u8]>) {
         let (Some(component), Some(from)) = (self.ports[node].component, self.ports[node].joined)
         else {
             return;
         };
+        self.token(node, component);
         self.seq += 1;
         for member in self.members_of(component) {
             let input = Input::Deliver {
@@ -211,13 +234,13 @@ impl Cpg {
             self.views += 1;
             let members = self.members_of(component);
             let view: BTreeSet<usize> = members.iter().copied().collect();
-            self.drop_tail(&members, rng);
             let size = self
                 .ports
                 .iter()
                 .filter(|p| p.component == Some(component))
                 .count();
             let quorate = size * 2 > total;
+            self.drop_tail(&members, quorate, rng);
             let ids: Vec<MemberId> = members
                 .iter()
                 .filter_map(|n| self.ports[*n].joined)
@@ -255,14 +278,14 @@ impl Cpg {
 
     /// The last messages of senders that are not (any more) in this component may be missing in
     /// it, unless one of its members has seen them. The same ones on every member.
-    fn drop_tail(&mut self, members: &[usize], rng: &mut Rng) {
+    fn drop_tail(&mut self, members: &[usize], quorate: bool, rng: &mut Rng) {
         let ids: Vec<MemberId> = members
             .iter()
             .filter_map(|n| self.ports[*n].joined)
             .collect();
         let seen = members
             .iter()
-            .map(|n| self.ports[*n].seen)
+            .map(|n| self.ports[*n].seen.max(self.ports[*n].safe))
             .max()
             .unwrap_or(0);
         let foreign = |input: &Input| match input {
@@ -290,7 +313,7 @@ impl Cpg {
             waiting
                 .into_iter()
                 .filter(|(seq, _)| *seq >= cut)
-                .map(|(_, b)| b),
+                .map(|(_, bytes)| (bytes, quorate)),
         );
     }
 }

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use pmxcfs::dcdb::{self, Dcdb, Write};
-use pmxcfs::dfsm::{Action, ActionOf, Config, Event, Machine, MemberId, Mode, Now};
+use pmxcfs::dfsm::{Action, ActionOf, Busy, Config, Event, Machine, MemberId, Mode, Now};
 use pmxcfs::memdb::{Error, Op, Tree};
 
 use super::disk::Disk;
@@ -18,9 +18,15 @@ enum Job {
     Reply(u64),
 }
 
+/// Something for corosync.
+pub enum Out {
+    Message(Rc<[u8]>),
+    Round(u64),
+}
+
 pub struct Ours {
     pub machine: Machine<Dcdb<Tree>>,
-    outbox: VecDeque<Rc<[u8]>>,
+    outbox: VecDeque<Out>,
     jobs: VecDeque<Job>,
     /// The disk fails until then.
     broken_until: Option<Duration>,
@@ -50,13 +56,7 @@ impl Ours {
         let mut actions = Vec::new();
         self.machine.handle(now, event, &mut actions);
         for action in actions {
-            let done = matches!(
-                action,
-                Action::Reply {
-                    result: Ok(Ok(_)),
-                    ..
-                }
-            );
+            let done = matches!(action, Action::Release { .. });
             if done && !self.machine.app().quorate() {
                 out.push(Effect::Broken("acknowledged without quorum"));
             }
@@ -73,21 +73,18 @@ impl Ours {
 
     fn act(&mut self, action: ActionOf<Dcdb<Tree>>, out: &mut Vec<Effect>) {
         match action {
-            Action::Send(bytes) => self.outbox.push_back(bytes.into()),
-            Action::Reply {
-                ticket,
-                result: Ok(Ok(_)),
-            } => self.jobs.push_back(Job::Reply(ticket)),
-            Action::Reply {
-                ticket,
-                result: Ok(Err(error)),
-            } => {
-                out.push(Effect::Reply(ticket, Err(Some(error))));
+            Action::Send(bytes) => self.outbox.push_back(Out::Message(bytes.into())),
+            Action::Round(number) => self.outbox.push_back(Out::Round(number)),
+            Action::Applied { .. } => {}
+            Action::Release { ticket } => self.jobs.push_back(Job::Reply(ticket)),
+            Action::Reply { ticket, result } => {
+                let error = match result {
+                    Ok(Ok(_)) => return out.push(Effect::Broken("success without a change")),
+                    Ok(Err(error)) => Some(error),
+                    Err(Busy) => None,
+                };
+                out.push(Effect::Reply(ticket, Err(error)));
             }
-            Action::Reply {
-                ticket,
-                result: Err(_),
-            } => out.push(Effect::Reply(ticket, Err(None))),
             Action::Leave => {
                 self.outbox.clear();
                 out.push(Effect::Wish(Wish::Leave));
@@ -115,7 +112,7 @@ impl Ours {
     }
 
     /// First message of the send queue; the leader refills it.
-    pub fn send(&mut self, now: Now, out: &mut Vec<Effect>) -> Option<Rc<[u8]>> {
+    pub fn send(&mut self, now: Now, out: &mut Vec<Effect>) -> Option<Out> {
         let bytes = self.outbox.pop_front();
         if self.outbox.len() < 2 && self.machine.has_bulk() {
             self.handle(now, Event::Room, out);

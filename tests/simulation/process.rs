@@ -2,7 +2,6 @@
 
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
-use std::rc::Rc;
 
 use pmxcfs::dcdb;
 use pmxcfs::dfsm::{Epoch, Event, MemberId, Now};
@@ -11,7 +10,7 @@ use pmxcfs::memdb::{Error, Op, Tree};
 use super::cmodel::CModel;
 use super::cpg::Input;
 use super::disk::Disk;
-use super::ours::Ours;
+use super::ours::{Ours, Out};
 
 /// What a process wants from corosync.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,6 +63,7 @@ impl Process {
                         members, joined, ..
                     } => Event::Confchg { members, joined },
                     Input::Deliver { from, bytes, .. } => Event::Deliver { from: *from, bytes },
+                    Input::Round(number) => Event::Round(*number),
                     Input::Lost => Event::Disconnected,
                 };
                 ours.handle(now, event, out);
@@ -75,6 +75,7 @@ impl Process {
                         members, joined, ..
                     } => c.confchg(now, members, joined, disk, out),
                     Input::Deliver { from, bytes, .. } => c.deliver(now, *from, bytes, disk, out),
+                    Input::Round(_) => {}
                     Input::Lost => c.lost(now, out),
                 }
                 c.after_dispatch(now, out);
@@ -119,10 +120,18 @@ impl Process {
         }
     }
 
-    pub fn send(&mut self, now: Now, out: &mut Vec<Effect>) -> Option<Rc<[u8]>> {
+    /// All that has come was given to it.
+    pub fn idle(&mut self, now: Now, out: &mut Vec<Effect>) {
+        match self {
+            Process::Ours(ours) => ours.handle(now, Event::Idle, out),
+            Process::C(_) => {}
+        }
+    }
+
+    pub fn send(&mut self, now: Now, out: &mut Vec<Effect>) -> Option<Out> {
         match self {
             Process::Ours(ours) => ours.send(now, out),
-            Process::C(c) => c.outbox.pop_front(),
+            Process::C(c) => c.outbox.pop_front().map(Out::Message),
         }
     }
 

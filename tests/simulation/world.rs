@@ -11,7 +11,7 @@ use pmxcfs::memdb::{Error, Op, TreePath};
 use super::cmodel::CModel;
 use super::cpg::{Cpg, Input};
 use super::disk::{Disk, first_disk};
-use super::ours::Ours;
+use super::ours::{Ours, Out};
 use super::process::{Effect, Process, Wish};
 use super::rng::Rng;
 
@@ -376,13 +376,18 @@ impl World {
         self.with(node, |process, disk, now, out| {
             process.input(now, &input, disk, out)
         });
+        if self.cpg.waiting(node) == 0 || self.rng.chance(50) {
+            self.with(node, |process, _, now, out| process.idle(now, out));
+        }
     }
 
     fn send(&mut self, node: usize) {
-        let mut bytes = None;
-        self.with(node, |process, _, now, out| bytes = process.send(now, out));
-        if let Some(bytes) = bytes {
-            self.cpg.order(node, &bytes);
+        let mut what = None;
+        self.with(node, |process, _, now, out| what = process.send(now, out));
+        match what {
+            Some(Out::Message(bytes)) => self.cpg.order(node, &bytes),
+            Some(Out::Round(number)) => self.cpg.round(node, number),
+            None => {}
         }
     }
 
@@ -416,9 +421,12 @@ impl World {
                 }
             }
         }
-        for bytes in std::mem::take(&mut self.cpg.dropped) {
-            if let Some(path) = path_of(&bytes) {
-                self.at_risk.insert(path);
+        for (bytes, quorate) in std::mem::take(&mut self.cpg.dropped) {
+            if let Some((path, creates)) = file_of(&bytes) {
+                if creates && quorate {
+                    self.check_dropped(&path)?;
+                }
+                self.at_risk.insert(path.as_bytes().to_vec());
             }
             // Two histories with equal versions may meet now: a limit of the protocol.
             self.formed = false;
@@ -483,14 +491,15 @@ pub(super) fn unique(number: usize) -> TreePath {
     TreePath::new(format!("u{number}").as_bytes())
 }
 
-/// Path of the file a message is about.
-fn path_of(bytes: &[u8]) -> Option<Vec<u8>> {
+/// The file a message creates (or writes).
+fn file_of(bytes: &[u8]) -> Option<(TreePath, bool)> {
     let message = Message::parse(bytes).ok()?;
     let Body::Normal { payload, .. } = message.body else {
         return None;
     };
     match Payload::parse(message.base.subtype, payload).ok()? {
-        Payload::Op(Op::Create { path } | Op::Write { path, .. }) => Some(path.as_bytes().to_vec()),
+        Payload::Op(Op::Create { path }) => Some((path, true)),
+        Payload::Op(Op::Write { path, .. }) => Some((path, false)),
         _ => None,
     }
 }
@@ -499,6 +508,7 @@ fn describe(input: &Input) -> String {
     match input {
         Input::Quorum(quorate) => format!("quorum {quorate}"),
         Input::Lost => "corosync lost".to_owned(),
+        Input::Round(number) => format!("round {number}"),
         Input::Confchg {
             members, joined, ..
         } => {

@@ -53,6 +53,8 @@ struct Lab {
     database: Database,
     seen: Arc<Seen>,
     kernel: Receiver<String>,
+    /// Paths whose changes were announced.
+    told: Receiver<String>,
     answers: (Sender<String>, Receiver<String>),
 }
 
@@ -71,9 +73,17 @@ impl Lab {
         let store = store.spawn().unwrap();
         let tree: SharedTree = Arc::new(RwLock::new(loaded.tree));
         let status = Arc::new(Status::new("node1", 1000, 1));
-        let announcer = Announcer::start(Arc::new(|_: &Effects| ())).unwrap();
-        let (told, kernel) = channel();
-        announcer.set_barrier(Arc::new(Kernel(Mutex::new(told))));
+        let (tell, told) = channel();
+        let tell = Mutex::new(tell);
+        let sink = move |effects: &Effects| {
+            for path in &effects.touched {
+                let path = String::from_utf8_lossy(path.as_bytes()).into_owned();
+                tell.lock().send(path).unwrap();
+            }
+        };
+        let announcer = Announcer::start(Arc::new(sink)).unwrap();
+        let (called, kernel) = channel();
+        announcer.set_barrier(Arc::new(Kernel(Mutex::new(called))));
         let host_file = dir.path().join("corosync.conf");
         let seen = Arc::new(Seen(Mutex::default()));
         let observers: Observers = Arc::new(Mutex::new(vec![seen.clone()]));
@@ -99,12 +109,21 @@ impl Lab {
             database,
             seen,
             kernel,
+            told,
             answers: channel(),
         }
     }
 
-    /// A message is delivered; its sender waits for the result if a text is given.
+    /// A message is delivered; its sender waits for the result if a text is given, and may be told.
     fn deliver(&mut self, from: MemberId, op: Op, waits: Option<&str>) {
+        let ticket = self.apply(from, op, waits);
+        if let Some(ticket) = ticket {
+            self.database.release(ticket);
+        }
+    }
+
+    /// A message is delivered; its sender waits for the result if a text is given.
+    fn apply(&mut self, from: MemberId, op: Op, waits: Option<&str>) -> Option<Ticket> {
         let message = dcdb::wire::Message::Op(op).encode();
         let mut ctx = Ctx::new(2000, OWN, true);
         let delivery = Delivery {
@@ -117,17 +136,23 @@ impl Lab {
             panic!("not applied");
         };
         self.act(ctx);
-        if let Some(text) = waits {
-            let (text, answers) = (text.to_owned(), self.answers.0.clone());
-            let ticket = self.database.ticket(Box::new(move |result| {
-                answers
-                    .send(format!("{text} {:?}", result.map(|_| ())))
-                    .unwrap();
-            }));
-            self.database.reply(ticket, Ok(reply));
+        let ticket = waits.map(|text| self.ticket(text));
+        if let Some(ticket) = ticket {
+            self.database.applied(ticket, reply);
         }
         self.database.finish();
         self.database.write();
+        ticket
+    }
+
+    /// Somebody waits: the answer comes with this text.
+    fn ticket(&mut self, text: &str) -> Ticket {
+        let (text, answers) = (text.to_owned(), self.answers.0.clone());
+        let tell = move |result: Result<Applied, Error>| {
+            let result = result.map(|_| ());
+            answers.send(format!("{text} {result:?}")).unwrap();
+        };
+        self.database.ticket(Box::new(tell))
     }
 
     fn act(&mut self, mut ctx: Ctx<dcdb::Action>) {
@@ -135,6 +160,11 @@ impl Lab {
             .1
             .into_iter()
             .for_each(|action| self.database.act(action));
+    }
+
+    fn no_answer(&self) {
+        let answer = self.answers.1.recv_timeout(Duration::from_millis(50));
+        assert!(answer.is_err(), "{answer:?}");
     }
 
     fn kernel(&self) -> String {
@@ -232,25 +262,80 @@ fn own_changes_are_answered_when_stored_and_others_forgotten_by_the_kernel() {
 }
 
 #[test]
-fn a_result_that_comes_later_comes_after_what_was_before_it() {
+fn an_answer_waits_for_the_others_too() {
+    let mut lab = Lab::new();
+    let first = lab.apply(OWN, create("first"), Some("first")).unwrap();
+    let second = lab.apply(OWN, create("second"), Some("second")).unwrap();
+    lab.store.flush();
+    lab.no_answer();
+    // In the order of the changes, whichever is known first.
+    lab.database.release(second);
+    lab.no_answer();
+    lab.database.release(first);
+    assert_eq!(
+        [lab.answer(), lab.answer()],
+        ["first Ok(())", "second Ok(())"]
+    );
+    assert_eq!(
+        [lab.kernel(), lab.kernel()],
+        ["settle first", "settle second"]
+    );
+}
+
+#[test]
+fn what_may_be_lost_is_not_known_and_the_kernel_forgets_it() {
+    let mut lab = Lab::new();
+    let ticket = lab.apply(OWN, create("mine"), Some("mine")).unwrap();
+    lab.store.flush();
+    lab.database.reply(ticket, Err(Busy));
+    assert_eq!(lab.answer(), "mine Err(Busy)");
+    assert_eq!(lab.kernel(), "invalidate mine");
+    // Once is enough.
+    lab.database.release(ticket);
+    lab.no_answer();
+}
+
+#[test]
+fn nobody_waits_for_a_core_that_has_ended() {
+    let mut lab = Lab::new();
+    lab.apply(OWN, create("applied"), Some("applied"));
+    lab.ticket("sent");
+    lab.database.refuse_all();
+    let mut answers = [lab.answer(), lab.answer()];
+    answers.sort();
+    assert_eq!(answers, ["applied Err(Busy)", "sent Err(Busy)"]);
+}
+
+#[test]
+fn news_are_told_in_the_order_of_the_changes() {
+    let mut lab = Lab::new();
+    let ticket = lab.apply(OWN, create("mine"), Some("mine")).unwrap();
+    lab.deliver(OTHER, Op::Delete { path: path("mine") }, None);
+    lab.store.flush();
+    assert_eq!(lab.kernel(), "invalidate mine");
+    std::thread::sleep(Duration::from_millis(50));
+    assert!(lab.told.try_recv().is_err());
+    lab.database.release(ticket);
+    assert_eq!(lab.told.recv_timeout(SOON).unwrap(), "mine");
+    assert_eq!(lab.told.recv_timeout(SOON).unwrap(), "mine");
+    assert_eq!(lab.answer(), "mine Ok(())");
+}
+
+#[test]
+fn a_result_that_changed_nothing_comes_after_what_was_before_it() {
     let mut lab = Lab::new();
     lab.deliver(OTHER, create("theirs"), None);
-    let answers = lab.answers.0.clone();
-    let ticket = lab.database.ticket(Box::new(move |result| {
-        answers
-            .send(format!("kept back {:?}", result.map(|_| ())))
-            .unwrap();
-    }));
+    let ticket = lab.ticket("nothing");
     lab.database
-        .reply(ticket, Ok(Ok(Applied { inode: ROOT_INODE })));
+        .applied(ticket, Ok(Applied { inode: ROOT_INODE }));
     lab.database.finish();
-    assert_eq!(lab.answer(), "kept back Ok(())");
-    let answers = lab.answers.0.clone();
-    let ticket = lab.database.ticket(Box::new(move |result| {
-        answers.send(format!("{:?}", result.map(|_| ()))).unwrap();
-    }));
+    lab.store.flush();
+    lab.no_answer();
+    lab.database.release(ticket);
+    assert_eq!(lab.answer(), "nothing Ok(())");
+    let ticket = lab.ticket("sent");
     lab.database.reply(ticket, Err(Busy));
-    assert_eq!(lab.answer(), "Err(Busy)");
+    assert_eq!(lab.answer(), "sent Err(Busy)");
 }
 
 #[test]

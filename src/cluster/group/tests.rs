@@ -25,6 +25,9 @@ impl Application for Texts {
     fn may_acknowledge(&self) -> bool {
         true
     }
+    fn has_changed(_: &usize) -> bool {
+        true
+    }
     fn prepare(&mut self, request: Vec<u8>, _: &mut Ctx<()>) -> Result<Vec<Outgoing>, usize> {
         Ok(vec![Outgoing {
             subtype: 1,
@@ -72,6 +75,10 @@ struct Answers(Vec<(Ticket, Result<usize, Busy>)>);
 
 impl Surroundings<Texts> for Answers {
     fn act(&mut self, (): ()) {}
+    fn applied(&mut self, ticket: Ticket, reply: usize) {
+        self.0.push((ticket, Ok(reply)));
+    }
+    fn release(&mut self, _: Ticket) {}
     fn reply(&mut self, ticket: Ticket, result: Result<usize, Busy>) {
         self.0.push((ticket, result));
     }

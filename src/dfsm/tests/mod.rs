@@ -1,6 +1,7 @@
 //! The state machine by itself, with the smallest application there is.
 #![forbid(unsafe_code)]
 
+mod confirm;
 mod link;
 mod sync;
 mod waits;
@@ -41,6 +42,9 @@ impl Application for List {
     }
     fn may_acknowledge(&self) -> bool {
         !self.refuse
+    }
+    fn has_changed(reply: &usize) -> bool {
+        *reply != NOTHING
     }
     fn prepare(&mut self, request: Vec<u8>, _: &mut Ctx<()>) -> Result<Vec<Outgoing>, usize> {
         Ok(vec![Outgoing {
@@ -101,6 +105,9 @@ impl Application for List {
         event
     }
 }
+
+/// The result of a request that has changed nothing.
+const NOTHING: usize = 0;
 
 type Act = Action<usize, ()>;
 
@@ -163,6 +170,14 @@ impl Bench {
         })
     }
 
+    /// The round the machine asks for now comes back.
+    fn round(&mut self) -> Vec<Act> {
+        match self.give(Event::Idle)[..] {
+            [Action::Round(number)] => self.give(Event::Round(number)),
+            ref other => panic!("no round: {other:?}"),
+        }
+    }
+
     /// Connected and alone.
     fn alone() -> Self {
         let mut bench = Bench::new();
@@ -218,6 +233,14 @@ fn replies(actions: &[Act]) -> Vec<(u64, Result<usize, Busy>)> {
         _ => None,
     };
     actions.iter().filter_map(reply).collect()
+}
+
+fn released(actions: &[Act]) -> Vec<u64> {
+    let ticket = |action: &Act| match action {
+        Action::Release { ticket } => Some(*ticket),
+        _ => None,
+    };
+    actions.iter().filter_map(ticket).collect()
 }
 
 fn logs(actions: &[Act]) -> Vec<&str> {

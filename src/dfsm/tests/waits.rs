@@ -16,7 +16,12 @@ fn a_request_is_sent_delivered_and_answered() {
             payload: b"a"
         }
     );
-    assert_eq!(replies(&bench.deliver(ME, &sent[0])), [(7, Ok(1))]);
+    let reply = Action::Applied {
+        ticket: 7,
+        reply: 1,
+    };
+    assert_eq!(bench.deliver(ME, &sent[0]), [reply]);
+    assert_eq!(released(&bench.round()), [7]);
 }
 
 #[test]
@@ -32,7 +37,9 @@ fn requests_are_held_back_while_synchronising_and_end_in_time() {
     let sent: Vec<Vec<u8>> = sends(&out);
     assert_eq!(kinds(&out), [Type::UpdateComplete, Type::Normal]);
     let sent = &sent[1..];
-    assert_eq!(replies(&bench.deliver(ME, &sent[0])), [(2, Ok(1))]);
+    bench.deliver(ME, &sent[0]);
+    bench.state(ME, Type::UpdateComplete, b"");
+    assert_eq!(released(&bench.round()), [2]);
 }
 
 #[test]
@@ -109,10 +116,11 @@ fn results_wait_until_all_members_are_synchronised() {
     bench.machine.app_mut().items.push(b"more".to_vec());
     bench.state(ME, Type::State, &[1]);
     // Applied here at once, but the other one does not have it yet.
-    assert!(replies(&bench.state(YOU, Type::State, &[0])).is_empty());
+    bench.state(YOU, Type::State, &[0]);
+    assert!(bench.give(Event::Idle).is_empty());
     assert_eq!(bench.machine.app().items.len(), 2);
-    let out = bench.state(ME, Type::UpdateComplete, b"");
-    assert_eq!(replies(&out), [(1, Ok(2))]);
+    bench.state(ME, Type::UpdateComplete, b"");
+    assert_eq!(released(&bench.round()), [1]);
 }
 
 #[test]

@@ -1,0 +1,145 @@
+//! When a caller is told.
+#![forbid(unsafe_code)]
+
+use super::*;
+
+impl Bench {
+    /// Sends a request and gets it back; nothing is told yet.
+    fn applied(&mut self, ticket: u64) -> Vec<Act> {
+        let sent = sends(&self.submit(ticket, "a"));
+        self.deliver(ME, &sent[0])
+    }
+}
+
+#[test]
+fn a_caller_is_told_when_a_round_is_back() {
+    let mut bench = Bench::alone();
+    let out = bench.applied(7);
+    let reply = Action::Applied {
+        ticket: 7,
+        reply: 1,
+    };
+    assert_eq!(out, [reply]);
+    assert_eq!(bench.give(Event::Idle), [Action::Round(1)]);
+    // Once only.
+    assert!(bench.give(Event::Idle).is_empty());
+    let out = bench.give(Event::Round(1));
+    assert_eq!(out, [Action::Release { ticket: 7 }]);
+    assert!(bench.give(Event::Idle).is_empty());
+}
+
+#[test]
+fn an_own_message_that_was_sent_later_is_as_good() {
+    let mut bench = Bench::alone();
+    bench.applied(1);
+    let next = sends(&bench.submit(2, "b"));
+    // It is under way: no round is needed.
+    assert!(bench.give(Event::Idle).is_empty());
+    let out = bench.deliver(ME, &next[0]);
+    assert_eq!(released(&out), [1]);
+    // For the last one it is.
+    assert_eq!(bench.give(Event::Idle), [Action::Round(1)]);
+    assert_eq!(released(&bench.give(Event::Round(1))), [2]);
+}
+
+#[test]
+fn what_was_sent_before_shows_nothing() {
+    let mut bench = Bench::alone();
+    let first = sends(&bench.submit(1, "a"));
+    let second = sends(&bench.submit(2, "b"));
+    // Both may have been put on the wire by the same token.
+    assert!(released(&bench.deliver(ME, &first[0])).is_empty());
+    assert_eq!(bench.give(Event::Idle), [Action::Round(1)]);
+    assert!(released(&bench.deliver(ME, &second[0])).is_empty());
+    assert!(bench.give(Event::Idle).is_empty());
+    assert_eq!(released(&bench.give(Event::Round(1))), [1]);
+    assert_eq!(bench.give(Event::Idle), [Action::Round(2)]);
+    assert_eq!(released(&bench.give(Event::Round(2))), [2]);
+}
+
+#[test]
+fn messages_of_others_show_nothing() {
+    let mut bench = Bench::alone();
+    bench.applied(1);
+    let other = wire::normal(1, 1, 1000, 77, b"other");
+    assert!(released(&bench.deliver(YOU, &other)).is_empty());
+    assert_eq!(bench.give(Event::Idle), [Action::Round(1)]);
+}
+
+#[test]
+fn another_membership_needs_another_round() {
+    let mut bench = Bench::alone();
+    bench.applied(1);
+    bench.give(Event::Idle);
+    let next = sends(&bench.submit(2, "b"));
+    bench.give(Event::Confchg {
+        members: &[ME],
+        joined: &[],
+    });
+    assert!(bench.give(Event::Round(1)).is_empty());
+    assert_eq!(bench.give(Event::Idle), [Action::Round(2)]);
+    // Sent in the old one.
+    assert!(released(&bench.deliver(ME, &next[0])).is_empty());
+    assert_eq!(released(&bench.give(Event::Round(2))), [1]);
+    assert_eq!(bench.give(Event::Idle), [Action::Round(3)]);
+    assert_eq!(released(&bench.give(Event::Round(3))), [2]);
+}
+
+#[test]
+fn without_quorum_nobody_is_told_that_it_worked() {
+    let mut bench = Bench::alone();
+    bench.applied(1);
+    bench.give(Event::Idle);
+    bench.machine.app_mut().refuse = true;
+    let out = bench.give(Event::Round(1));
+    assert_eq!(replies(&out), [(1, Err(Busy))]);
+    assert!(released(&out).is_empty());
+    // What comes afterwards begins anew.
+    bench.machine.app_mut().refuse = false;
+    bench.applied(2);
+    assert_eq!(bench.give(Event::Idle), [Action::Round(2)]);
+    assert_eq!(released(&bench.give(Event::Round(2))), [2]);
+}
+
+#[test]
+fn a_message_that_does_not_come_back_is_replaced_by_a_round() {
+    let mut bench = Bench::alone();
+    bench.applied(1);
+    bench.submit(2, "dropped on the way");
+    assert!(bench.give(Event::Idle).is_empty());
+    assert_eq!(bench.tick(250), [Action::Round(1)]);
+    assert!(bench.tick(250).is_empty());
+    assert_eq!(released(&bench.give(Event::Round(1))), [1]);
+}
+
+#[test]
+fn a_caller_waits_for_a_round_as_long_as_for_anything() {
+    let mut bench = Bench::alone();
+    bench.applied(1);
+    bench.give(Event::Idle);
+    assert!(bench.tick(29_999).is_empty());
+    assert_eq!(replies(&bench.tick(1)), [(1, Err(Busy))]);
+    assert!(bench.give(Event::Round(1)).is_empty());
+}
+
+#[test]
+fn no_round_is_asked_for_while_a_member_is_behind() {
+    let mut bench = Bench::alone();
+    bench.applied(1);
+    bench.start_sync();
+    assert!(bench.give(Event::Idle).is_empty());
+    bench.state(YOU, Type::State, &[0]);
+    assert!(bench.give(Event::Idle).is_empty());
+    bench.state(ME, Type::UpdateComplete, b"");
+    assert_eq!(bench.give(Event::Idle), [Action::Round(1)]);
+}
+
+#[test]
+fn what_changed_nothing_is_told_at_once() {
+    let mut bench = Bench::alone();
+    let sent = sends(&bench.submit(1, "a"));
+    bench.machine.app_mut().verdict = Some(Verdict::Applied(NOTHING));
+    let out = bench.deliver(ME, &sent[0]);
+    assert_eq!(replies(&out), [(1, Ok(NOTHING))]);
+    assert!(bench.give(Event::Idle).is_empty());
+}
