@@ -311,26 +311,26 @@ impl Connector {
                 group, generation, ..
             } = joining;
             let series = &mut self.groups[group as usize];
-            let channel: Option<Box<dyn Channel>> =
-                match joining.cpg.join(&group.name(joining.cpg.nodeid())) {
-                    Ok(()) => {
-                        series.works();
-                        Some(Box::new(joining.cpg))
+            let name = group.name(joining.cpg.nodeid());
+            let channel: Option<Box<dyn Channel>> = match joining.cpg.join(&name) {
+                Ok(()) => {
+                    series.works();
+                    Some(Box::new(joining.cpg))
+                }
+                Err(Error::TryAgain) => {
+                    joining.tries += 1;
+                    if joining.tries % JOIN_TRIES_PER_LINE == 0 {
+                        let text = format!("cpg_join retry {}", joining.tries);
+                        log(group.domain(), Level::Notice, &text);
                     }
-                    Err(Error::TryAgain) => {
-                        joining.tries += 1;
-                        if joining.tries % JOIN_TRIES_PER_LINE == 0 {
-                            let text = format!("cpg_join retry {}", joining.tries);
-                            log(group.domain(), Level::Notice, &text);
-                        }
-                        waiting.push(joining);
-                        continue;
-                    }
-                    Err(err) => {
-                        series.failed(group.domain(), "cpg_join", err);
-                        None
-                    }
-                };
+                    waiting.push(joining);
+                    continue;
+                }
+                Err(err) => {
+                    series.failed(group.domain(), "cpg_join", err);
+                    None
+                }
+            };
             self.tell(Command::Opened {
                 group,
                 generation,

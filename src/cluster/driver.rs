@@ -98,9 +98,7 @@ impl Core {
                 tick_at = now.mono + TICK;
                 self.dcdb.handle(now, Event::Tick);
                 self.kvstore.handle(now, Event::Tick);
-                if self.dcdb.fd().is_some() && self.stop_at.is_none() {
-                    self.rounds.tick(now.mono);
-                }
+                self.connect_rounds(now);
             }
             self.watch_disk(now);
             self.send(now);
@@ -175,6 +173,13 @@ impl Core {
         }
     }
 
+    /// There is something to connect to while the other group is open.
+    fn connect_rounds(&mut self, now: Now) {
+        if self.dcdb.fd().is_some() && self.stop_at.is_none() {
+            self.rounds.tick(now.mono);
+        }
+    }
+
     /// What corosync has for the database, if it has, and the round behind all that.
     fn deliver(&mut self, now: Now, ready: bool) {
         let mut all = !ready || self.dcdb.dispatch(now);
@@ -239,6 +244,7 @@ impl Core {
                 channel,
             } => {
                 self.dcdb.opened(now, generation, channel);
+                self.connect_rounds(now);
             }
             Command::Opened {
                 group: GroupName::Kvstore,
@@ -342,6 +348,7 @@ impl Drop for Core {
             command.refuse();
         }
         self.dcdb.surroundings.refuse_all();
+        self.rounds.close();
         // Handles that are left are closed by this thread, which nobody waits for any more.
         drop(self.jobs.push(Job::Stop));
     }

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use parking_lot::{Mutex, MutexGuard};
@@ -101,7 +102,11 @@ impl Gate {
             return;
         }
         while let Some((then, verdict)) = queue.pop_ready() {
-            MutexGuard::unlocked(queue, || then(verdict));
+            let told = || MutexGuard::unlocked(queue, || then(verdict));
+            // Those that come behind must not wait for ever.
+            if catch_unwind(AssertUnwindSafe(told)).is_err() {
+                tracing::error!(target: "dcdb", "bug: panic while answering a change");
+            }
         }
         queue.running = false;
     }
@@ -145,6 +150,14 @@ mod tests {
         gate.refuse_all();
         let want = [("first", Verdict::Refuse), ("second", Verdict::Release)];
         assert_eq!(*told.lock(), want);
+    }
+
+    #[test]
+    fn a_panic_ends_one_answer_only() {
+        let (gate, told) = (Gate::default(), Told::default());
+        gate.stored(gate.enter(None), Box::new(|_| panic!("on purpose")));
+        gate.stored(gate.enter(None), then(&told, "next"));
+        assert_eq!(*told.lock(), [("next", Verdict::Release)]);
     }
 
     #[test]

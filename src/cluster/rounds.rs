@@ -138,11 +138,17 @@ impl Rounds {
     }
 
     fn lost(&mut self, now: Duration, call: &str, err: Error) {
-        log(NAME, Level::Critical, &format!("{call} failed: {err}"));
+        let text = format!("{call} failed: {err} - connecting for rounds once more");
+        log(NAME, Level::Notice, &text);
+        self.close();
+        self.retry(now);
+    }
+
+    /// For good.
+    pub fn close(&mut self) {
         if let Link::Open(channel) = std::mem::replace(&mut self.link, Link::Opening) {
             (self.requests)(Request::Discard(channel));
         }
-        self.retry(now);
     }
 
     fn retry(&mut self, now: Duration) {
