@@ -6,7 +6,8 @@ use pmxcfs::memdb::{Tree, TreePath};
 
 use super::ours::LONGEST_WAIT;
 use super::process::{Process, fingerprint};
-use super::world::{Mix, Outcome, World, unique};
+use super::text::unique;
+use super::world::{Mix, Outcome, World};
 
 impl World {
     /// Synchronised members of one epoch at one version have one database.

@@ -6,7 +6,8 @@ use pmxcfs::memdb::{Op, TreePath};
 
 use super::process::Process;
 use super::rng::Rng;
-use super::world::{Class, Mix, Request, World, unique};
+use super::text::unique;
+use super::world::{Class, Mix, Request, World};
 
 impl World {
     pub(super) fn request(&mut self) {

@@ -15,6 +15,7 @@ mod disk;
 mod ours;
 mod process;
 mod rng;
+mod text;
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

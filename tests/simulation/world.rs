@@ -3,17 +3,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use pmxcfs::dcdb::wire::Message as Payload;
-use pmxcfs::dfsm::wire::{Body, Message};
 use pmxcfs::dfsm::{MemberId, Now};
-use pmxcfs::memdb::{Error, Op, TreePath};
+use pmxcfs::memdb::Error;
 
 use super::cmodel::CModel;
-use super::cpg::{Cpg, Input};
+use super::cpg::Cpg;
 use super::disk::{Disk, first_disk};
 use super::ours::{Ours, Out};
 use super::process::{Effect, Process, Wish};
 use super::rng::Rng;
+use super::text::{describe, file_of};
 
 /// What a run is made of; shrunk when it fails.
 #[derive(Debug, Clone, Copy)]
@@ -484,52 +483,5 @@ impl World {
             _ => {}
         }
         Ok(())
-    }
-}
-
-pub(super) fn unique(number: usize) -> TreePath {
-    TreePath::new(format!("u{number}").as_bytes())
-}
-
-/// The file a message creates (or writes).
-fn file_of(bytes: &[u8]) -> Option<(TreePath, bool)> {
-    let message = Message::parse(bytes).ok()?;
-    let Body::Normal { payload, .. } = message.body else {
-        return None;
-    };
-    match Payload::parse(message.base.subtype, payload).ok()? {
-        Payload::Op(Op::Create { path }) => Some((path, true)),
-        Payload::Op(Op::Write { path, .. }) => Some((path, false)),
-        _ => None,
-    }
-}
-
-fn describe(input: &Input) -> String {
-    match input {
-        Input::Quorum(quorate) => format!("quorum {quorate}"),
-        Input::Lost => "corosync lost".to_owned(),
-        Input::Round(number) => format!("round {number}"),
-        Input::Confchg {
-            members, joined, ..
-        } => {
-            let list = |ids: &[MemberId]| ids.iter().map(|m| m.to_string()).collect::<Vec<_>>();
-            format!("members {:?} joined {:?}", list(members), list(joined))
-        }
-        Input::Deliver { from, bytes, seq } => match Message::parse(bytes) {
-            Ok(Message {
-                base,
-                body: Body::Normal { count, payload },
-            }) => {
-                let what = Payload::parse(base.subtype, payload);
-                format!("[{seq}] {from} #{count} {what:?}")
-            }
-            Ok(Message {
-                base,
-                body: Body::State { epoch, .. },
-            }) => {
-                format!("[{seq}] {from} {:?} of {epoch}", base.kind)
-            }
-            Err(error) => format!("[{seq}] {from} {error}"),
-        },
     }
 }
