@@ -3,7 +3,8 @@
 //! A file is created, gets 1 KiB and is closed. Beside it what corosync alone does between three
 //! nodes (`tools/cpgbare.c`): a file is at least two messages, one after the other. And the floor:
 //! the same files in a file system that does nothing but send, write and answer
-//! (`tools/cpgfuse.c`), without a disk and with an SQLite database on each node.
+//! (`tools/cpgfuse.c`), without a disk, with an SQLite database on each node, and with answers that
+//! wait until something sent later has come back, as ours do.
 //! `PMXCFS_BENCH_ROUNDS` (default 3) rounds.
 #![allow(clippy::unwrap_used)]
 #[path = "../tests/common/cluster.rs"]
@@ -100,7 +101,7 @@ fn bare(who: &Assignment, results: &mut Bare) {
 }
 
 /// The same writers on [`FLOOR`] instead of a daemon.
-fn floor(who: &Assignment, database: Option<&str>, results: &mut Floor) {
+fn floor(who: &Assignment, serve: &str, database: Option<&str>, results: &mut Floor) {
     let cluster = Cluster::without_daemons(who);
     let node = cluster.node(1);
     let run = |i: usize, arguments: &[&str]| {
@@ -109,7 +110,7 @@ fn floor(who: &Assignment, database: Option<&str>, results: &mut Floor) {
     };
     let followers = [2, 3].map(|i| run(i, &["follow"]));
     let mut running = Running(followers.into());
-    running.0.push(run(1, &["serve", "3", "/etc/pve"]));
+    running.0.push(run(1, &[serve, "3", "/etc/pve"]));
     let mounted = || node.mounts().iter().any(|line| line.contains(FLOOR));
     assert!(wait_for(SOON, mounted), "{FLOOR} does not mount");
     results.one_file_ms.push(one_file(&cluster));
@@ -274,12 +275,14 @@ fn main() {
         kinds.push((who, Results::default()));
     }
     let mut alone = Bare::default();
-    let mut floors = ["without a disk", "with SQLite"].map(|what| (what, Floor::default()));
+    let mut floors = ["without a disk", "with SQLite", "with SQLite, confirmed"]
+        .map(|what| (what, Floor::default()));
     for _ in 0..rounds {
         bare(&kinds[0].0, &mut alone);
-        let [without, with] = &mut floors;
-        floor(&kinds[0].0, None, &mut without.1);
-        floor(&kinds[0].0, Some(DATABASE), &mut with.1);
+        let [without, with, confirmed] = &mut floors;
+        floor(&kinds[0].0, "serve", None, &mut without.1);
+        floor(&kinds[0].0, "serve", Some(DATABASE), &mut with.1);
+        floor(&kinds[0].0, "careful", Some(DATABASE), &mut confirmed.1);
         kinds.iter_mut().for_each(|(who, r)| round(who, r));
     }
     print(&kinds, &alone, &floors);

@@ -5,10 +5,15 @@
  *           delivered together is first written in one SQLite transaction: a row for each and the
  *           version. Good for measuring only.
  *
+ *           As "careful" it answers only when a message that it sent after the delivery has come back:
+ *           the next request's, or a round to itself. A node that is cut off has not answered then what
+ *           the others never get.
+ *
  * Build (Debian: apt install gcc libcpg-dev libsqlite3-dev):
  *     gcc -O2 -Wall -o cpgfuse cpgfuse.c -lcpg -lsqlite3
  *
- *     cpgfuse serve MEMBERS DIRECTORY [DATABASE]  joins, waits until the group has MEMBERS members,
+ *     cpgfuse serve|careful MEMBERS DIRECTORY [DATABASE]
+ *                                                 joins, waits until the group has MEMBERS members,
  *                                                 mounts and serves until it is killed
  *     cpgfuse follow [DATABASE]                   joins and takes what others send; writes it at
  *                                                 most 10 ms late
@@ -38,6 +43,7 @@
    gets its node, the same everywhere. */
 struct message {
 	uint64_t unique, node;
+	uint64_t number; /* of this sender's messages; where it arrived: how many were sent by then */
 	uint32_t opcode, bytes;
 };
 
@@ -50,6 +56,14 @@ static sqlite3 *db;
 static sqlite3_stmt *begin, *commit, *put_row, *put_version;
 static struct message arrived[MOST];
 static size_t arrivals;
+
+static int careful;
+static uint64_t sent, came_back;     /* numbers of own messages */
+static struct message waiting[MOST]; /* stored, not answered */
+static size_t waits;
+static cpg_handle_t rounds;
+static size_t covered; /* of those that wait and arrived, by the round that is under way */
+static int under_way;
 
 static void fail(const char *what, int code)
 {
@@ -114,6 +128,10 @@ static void on_deliver(cpg_handle_t h, const struct cpg_name *g, uint32_t node, 
 		fail("taking so many messages", MOST);
 	struct message *m = &arrived[arrivals++];
 	*m = *(struct message *)msg;
+	if (own) {
+		came_back = m->number;
+		m->number = sent;
+	}
 	if (m->opcode != FUSE_WRITE)
 		m->node = ++last_node | (m->opcode == FUSE_MKDIR ? DIRECTORY : 0);
 }
@@ -167,7 +185,7 @@ static void store(void)
 
 static void send_to_all(cpg_handle_t cpg, const struct fuse_in_header *in, const void *data, size_t bytes)
 {
-	struct message m = { in->unique, in->nodeid, in->opcode, bytes };
+	struct message m = { in->unique, in->nodeid, ++sent, in->opcode, bytes };
 	struct iovec parts[2] = { { &m, sizeof m }, { (void *)data, bytes } };
 	int code;
 	while ((code = cpg_mcast_joined(cpg, CPG_TYPE_AGREED, parts, 2)) == CS_ERR_TRY_AGAIN)
@@ -239,13 +257,59 @@ static int serve(cpg_handle_t cpg)
 	return 1;
 }
 
-static cpg_handle_t join(int *fd)
+static void on_round(cpg_handle_t h, const struct cpg_name *g, uint32_t node, uint32_t pid, void *msg,
+		     size_t len)
 {
-	cpg_callbacks_t callbacks = { .cpg_deliver_fn = on_deliver, .cpg_confchg_fn = on_confchg };
-	struct cpg_name group = { .length = 8, .value = "cpgfuse" };
+	under_way = 0;
+	for (size_t i = 0; i < covered; i++)
+		waiting[i].number = 0;
+}
+
+static void no_confchg(cpg_handle_t h, const struct cpg_name *g, const struct cpg_address *m, size_t n,
+		       const struct cpg_address *left, size_t nleft, const struct cpg_address *joined,
+		       size_t njoined)
+{
+}
+
+/* A round, unless something else will show what it would. */
+static void ask(void)
+{
+	struct iovec part = { &under_way, sizeof under_way };
+	uint64_t last = arrivals ? arrived[arrivals - 1].number : waits ? waiting[waits - 1].number : 0;
+	int code;
+
+	if (under_way || !last || last < sent)
+		return;
+	while ((code = cpg_mcast_joined(rounds, CPG_TYPE_AGREED, &part, 1)) == CS_ERR_TRY_AGAIN)
+		usleep(100);
+	if (code != CS_OK)
+		fail("cpg_mcast_joined", code);
+	under_way = 1;
+	covered = waits + arrivals;
+}
+
+/* Answers what is stored and confirmed, in order. */
+static void answer(void)
+{
+	size_t done = 0;
+
+	for (size_t i = 0; i < arrivals; i++)
+		waiting[waits++] = arrived[i];
+	arrivals = 0;
+	while (done < waits && (!careful || waiting[done].number < came_back))
+		complete(&waiting[done++]);
+	memmove(waiting, waiting + done, (waits - done) * sizeof *waiting);
+	waits -= done;
+	covered = covered > done ? covered - done : 0;
+}
+
+static cpg_handle_t join(const char *name, cpg_callbacks_t callbacks, int *fd)
+{
+	struct cpg_name group = { .length = strlen(name) + 1 };
 	cpg_handle_t cpg;
 	int code;
 
+	memcpy(group.value, name, group.length);
 	if ((code = cpg_initialize(&cpg, &callbacks)) != CS_OK)
 		fail("cpg_initialize", code);
 	if ((code = cpg_fd_get(cpg, fd)) != CS_OK)
@@ -287,24 +351,29 @@ static void follow(cpg_handle_t cpg, int fd)
 	}
 }
 
-static void serve_all(cpg_handle_t cpg, int cpg_fd)
+static void serve_all(cpg_handle_t cpg, int cpg_fd, int rounds_fd)
 {
 	int code;
 
 	for (;;) {
-		struct pollfd fds[2] = { { .fd = fuse, .events = POLLIN }, { .fd = cpg_fd, .events = POLLIN } };
-		poll(fds, 2, -1);
-		if (fds[1].revents) {
-			if ((code = cpg_dispatch(cpg, CS_DISPATCH_ALL)) != CS_OK)
-				fail("cpg_dispatch", code);
-			store();
-			for (size_t i = 0; i < arrivals; i++)
-				complete(&arrived[i]);
-			arrivals = 0;
-		}
-		if (fds[0].revents)
-			while (serve(cpg))
+		struct pollfd fds[3] = { { .fd = fuse, .events = POLLIN },
+					 { .fd = cpg_fd, .events = POLLIN },
+					 { .fd = rounds_fd, .events = POLLIN } };
+		poll(fds, 3, -1);
+		if (fds[2].revents && (code = cpg_dispatch(rounds, CS_DISPATCH_ALL)) != CS_OK)
+			fail("cpg_dispatch", code);
+		if (fds[1].revents && (code = cpg_dispatch(cpg, CS_DISPATCH_ALL)) != CS_OK)
+			fail("cpg_dispatch", code);
+		if (careful) {
+			while (fds[0].revents && serve(cpg))
 				;
+			fds[0].revents = 0;
+			ask();
+		}
+		store();
+		answer();
+		while (fds[0].revents && serve(cpg))
+			;
 	}
 }
 
@@ -322,22 +391,28 @@ static void mount_at(const char *directory)
 
 int main(int argc, char **argv)
 {
-	int serving = argc >= 4 && argc <= 5 && !strcmp(argv[1], "serve");
-	int cpg_fd, code;
+	cpg_callbacks_t callbacks = { .cpg_deliver_fn = on_deliver, .cpg_confchg_fn = on_confchg };
+	cpg_callbacks_t on_rounds = { .cpg_deliver_fn = on_round, .cpg_confchg_fn = no_confchg };
+	int serving, cpg_fd, code, rounds_fd = -1;
+
+	careful = argc >= 2 && !strcmp(argv[1], "careful");
+	serving = argc >= 4 && argc <= 5 && (careful || !strcmp(argv[1], "serve"));
 
 	if (!serving && !(argc >= 2 && argc <= 3 && !strcmp(argv[1], "follow"))) {
-		fprintf(stderr, "usage: cpgfuse serve MEMBERS DIRECTORY [DATABASE] | follow [DATABASE]\n");
+		fprintf(stderr, "usage: cpgfuse serve|careful MEMBERS DIRECTORY [DATABASE] | follow [DATABASE]\n");
 		return 2;
 	}
 	if (argc == (serving ? 5 : 3))
 		prepare(argv[argc - 1]);
-	cpg_handle_t cpg = join(&cpg_fd);
+	cpg_handle_t cpg = join("cpgfuse", callbacks, &cpg_fd);
 	if (!serving)
 		follow(cpg, cpg_fd);
 	while (members < (size_t)atoi(argv[2])) {
 		if ((code = cpg_dispatch(cpg, CS_DISPATCH_ONE)) != CS_OK)
 			fail("cpg_dispatch", code);
 	}
+	if (careful)
+		rounds = join("cpgfuse_rounds", on_rounds, &rounds_fd);
 	mount_at(argv[3]);
-	serve_all(cpg, cpg_fd);
+	serve_all(cpg, cpg_fd, rounds_fd);
 }
