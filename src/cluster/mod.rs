@@ -22,6 +22,8 @@ mod corosync_conf;
 mod database;
 mod differences;
 mod driver;
+#[cfg(test)]
+mod fake;
 mod gate;
 mod group;
 mod inbox;

@@ -160,46 +160,14 @@ impl Rounds {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::VecDeque;
-    use std::os::fd::AsFd;
     use std::sync::Arc;
 
     use parking_lot::Mutex;
 
+    use super::super::fake::{self, Script};
     use super::*;
 
     const OWN: Member = Member { nodeid: 1, pid: 7 };
-
-    #[derive(Default)]
-    struct Script {
-        sent: Vec<u64>,
-        send: VecDeque<Error>,
-        dispatch: VecDeque<Result<Vec<Event>, Error>>,
-    }
-
-    struct Fake(Arc<Mutex<Script>>, std::fs::File);
-
-    impl Channel for Fake {
-        fn fd(&self) -> BorrowedFd<'_> {
-            self.1.as_fd()
-        }
-        fn nodeid(&self) -> u32 {
-            OWN.nodeid
-        }
-        fn send(&mut self, message: &[u8]) -> Result<(), Error> {
-            let mut script = self.0.lock();
-            if let Some(err) = script.send.pop_front() {
-                return Err(err);
-            }
-            let number = u64::from_le_bytes(message.try_into().unwrap());
-            script.sent.push(number);
-            Ok(())
-        }
-        fn dispatch(&mut self) -> Result<Vec<Event>, Error> {
-            self.0.lock().dispatch.pop_front().unwrap()
-        }
-        fn leave(&mut self) {}
-    }
 
     struct Lab {
         rounds: Rounds,
@@ -227,10 +195,14 @@ mod tests {
         }
 
         fn open(&mut self, generation: u64) {
-            let file = std::fs::File::open("/dev/null").unwrap();
-            let channel = Box::new(Fake(self.script.clone(), file));
+            let channel = fake::channel(&self.script);
             self.rounds
                 .opened(Duration::ZERO, generation, Some(channel));
+        }
+
+        fn sent(&self) -> Vec<u64> {
+            let number = |message: &Vec<u8>| u64::from_le_bytes(message[..].try_into().unwrap());
+            self.script.lock().sent.iter().map(number).collect()
         }
 
         fn back(&mut self, sender: Member, number: u64) -> Option<u64> {
@@ -246,7 +218,7 @@ mod tests {
         let mut lab = Lab::new();
         lab.rounds.ask(Duration::ZERO, 1);
         lab.rounds.ask(Duration::ZERO, 2);
-        assert_eq!(lab.script.lock().sent, [1, 2]);
+        assert_eq!(lab.sent(), [1, 2]);
         assert_eq!(lab.back(OWN, 1), None);
         assert_eq!(lab.back(Member { pid: 8, ..OWN }, 2), None);
         assert_eq!(lab.back(OWN, 2), Some(2));
@@ -256,13 +228,13 @@ mod tests {
     #[test]
     fn no_room_is_tried_again() {
         let mut lab = Lab::new();
-        lab.script.lock().send.push_back(Error::TryAgain);
+        lab.script.lock().send.push_back(Err(Error::TryAgain));
         lab.rounds.ask(Duration::ZERO, 5);
         assert!(lab.rounds.is_blocked());
         lab.rounds.flush(Duration::ZERO);
         assert!(!lab.rounds.is_blocked());
         lab.rounds.flush(Duration::ZERO);
-        assert_eq!(lab.script.lock().sent, [5]);
+        assert_eq!(lab.sent(), [5]);
     }
 
     #[test]
@@ -281,14 +253,14 @@ mod tests {
         lab.open(1);
         assert!(lab.rounds.fd().is_none());
         lab.open(2);
-        assert_eq!(lab.script.lock().sent, [5, 5]);
+        assert_eq!(lab.sent(), [5, 5]);
         assert_eq!(lab.back(OWN, 5), Some(5));
     }
 
     #[test]
     fn a_connection_that_fails_is_tried_again() {
         let mut lab = Lab::new();
-        lab.script.lock().send.push_back(Error::BadHandle);
+        lab.script.lock().send.push_back(Err(Error::BadHandle));
         lab.rounds.ask(Duration::ZERO, 1);
         lab.rounds.tick(RETRY);
         lab.rounds.opened(RETRY, 2, None);

@@ -41,7 +41,7 @@ impl Confirm {
     }
 
     /// The own message `count` has come back: what was applied before it was sent is with everybody.
-    fn message(&mut self, count: u64) {
+    pub fn message(&mut self, count: u64) {
         for applied in self.applied.iter_mut().take_while(|a| a.sent < count) {
             applied.confirmed = true;
         }
@@ -66,7 +66,8 @@ impl Confirm {
         Some(self.round)
     }
 
-    fn round(&mut self, number: u64) {
+    /// The round `number` is back.
+    pub fn round(&mut self, number: u64) {
         if number == self.round {
             let covers = self.covers.take().unwrap_or(0);
             for applied in self.applied.iter_mut().take(covers) {
@@ -76,7 +77,7 @@ impl Confirm {
     }
 
     /// The membership is another one: nothing that is under way shows anything any more.
-    fn start_again(&mut self, sent: u64) {
+    pub fn start_again(&mut self, sent: u64) {
         self.covers = None;
         for applied in &mut self.applied {
             applied.sent = sent;
@@ -95,18 +96,6 @@ impl<A: Application> Machine<A> {
             sent: self.sent,
             confirmed: !self.config.hold_back,
         });
-    }
-
-    pub(super) fn own_message_is_back(&mut self, count: u64) {
-        self.confirm.message(count);
-    }
-
-    pub(super) fn round_is_back(&mut self, number: u64) {
-        self.confirm.round(number);
-    }
-
-    pub(super) fn confirm_again(&mut self) {
-        self.confirm.start_again(self.sent);
     }
 
     /// Asks for what is needed to tell those that wait.

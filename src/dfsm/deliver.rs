@@ -107,7 +107,7 @@ impl<A: Application> Machine<A> {
         match self.with_app(|app, ctx| app.deliver(delivery, ctx)) {
             Verdict::Applied(reply) => {
                 if from == self.own {
-                    self.own_message_is_back(count);
+                    self.confirm.message(count);
                     self.finish(count, Ok(reply));
                 }
             }

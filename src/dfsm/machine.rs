@@ -201,7 +201,7 @@ impl<A: Application> Machine<A> {
             Event::Tick => self.tick(),
             Event::Verify => self.start_verify(),
             Event::App(event) => self.app_event(event),
-            Event::Round(number) => self.round_is_back(number),
+            Event::Round(number) => self.confirm.round(number),
             Event::Idle => self.ask_for_round(false),
             Event::Stop => self.stop(),
         }

@@ -20,7 +20,7 @@ impl<A: Application> Machine<A> {
         };
         self.checksum.id = self.checksum.counter;
         self.checksum.epoch = None;
-        self.confirm_again();
+        self.confirm.start_again(self.sent);
         self.drop_sync_queue();
         if let Link::Leaving { .. } = self.link {
             // Also when the process stops: nothing of this membership matters any more.

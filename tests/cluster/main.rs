@@ -104,7 +104,9 @@ impl Cluster {
     /// The disk has what the memory has; changes of the others get there some milliseconds later.
     fn stored(&mut self, node: usize) {
         let digest = self.ask(node, "digest");
+        let start = Instant::now();
         self.until(node, "disk", |disk| disk == digest);
+        assert!(start.elapsed() < SLACK, "{:?}", start.elapsed());
     }
 
     fn writable(&mut self, node: usize) {

@@ -1,10 +1,10 @@
 //! A group on a channel that does as it is told.
 
-use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+use super::super::fake::{self, Script};
 use super::*;
 use crate::dfsm::{Config, Consequence, Ctx, Delivery, Mode, Outgoing, Plan, Verdict};
 
@@ -84,36 +84,6 @@ impl Surroundings<Texts> for Answers {
     }
 }
 
-/// What the channel will say, and what it was given.
-#[derive(Default)]
-struct Script {
-    sent: Vec<Vec<u8>>,
-    /// Results of the next sends; then all succeed.
-    send: VecDeque<Result<(), Error>>,
-    dispatch: VecDeque<Result<Vec<CpgEvent>, Error>>,
-}
-
-struct Fake(Arc<Mutex<Script>>, std::fs::File);
-
-impl Channel for Fake {
-    fn fd(&self) -> BorrowedFd<'_> {
-        self.1.as_fd()
-    }
-    fn nodeid(&self) -> u32 {
-        1
-    }
-    fn send(&mut self, message: &[u8]) -> Result<(), Error> {
-        let mut script = self.0.lock();
-        script.send.pop_front().unwrap_or(Ok(()))?;
-        script.sent.push(message.to_vec());
-        Ok(())
-    }
-    fn dispatch(&mut self) -> Result<Vec<CpgEvent>, Error> {
-        self.0.lock().dispatch.pop_front().unwrap_or(Ok(Vec::new()))
-    }
-    fn leave(&mut self) {}
-}
-
 struct Lab {
     group: Group<Texts, Answers>,
     requests: Arc<Mutex<Vec<Request>>>,
@@ -162,10 +132,7 @@ impl Lab {
     }
 
     fn channel(&self) -> Box<dyn Channel> {
-        Box::new(Fake(
-            self.script.clone(),
-            std::fs::File::open("/dev/null").unwrap(),
-        ))
+        fake::channel(&self.script)
     }
 
     fn dispatch(&mut self, result: Result<Vec<CpgEvent>, Error>) {
