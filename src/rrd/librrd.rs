@@ -45,6 +45,13 @@ pub enum RrdError {
     Nul,
 }
 
+impl RrdError {
+    /// Another process has the file locked, and librrd changed nothing.
+    pub fn is_locked(&self) -> bool {
+        matches!(self, RrdError::Librrd(text) if text.starts_with("could not lock RRD"))
+    }
+}
+
 /// The loaded library.
 pub struct Librrd {
     create: CreateR,

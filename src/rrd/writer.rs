@@ -7,6 +7,7 @@ use std::fs::DirBuilder;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use jiff::tz::TimeZone;
@@ -23,6 +24,11 @@ use crate::log_limit::LogLimit;
 /// How rrdcached says that the file has a newer value. Writing it directly would then be wrong:
 /// the values that rrdcached still holds for the file would be the old ones, and be lost.
 const TOO_OLD: &str = "illegal attempt to update";
+/// How long the values of one batch together wait for files that others have locked. Whoever reads
+/// a file (a graph in the GUI) locks it for a moment, and librrd does not wait for locks itself.
+const LOCKED: Duration = Duration::from_millis(500);
+/// Between two tries to lock a file.
+const LOCKED_PAUSE: Duration = Duration::from_millis(10);
 /// A library that could not be loaded is tried again after this time.
 const RELOAD: Duration = Duration::from_secs(60);
 
@@ -67,6 +73,7 @@ impl Writer {
             .client
             .update(ready.iter().map(|(file, line)| (&**file, *line)));
         let mut told = false;
+        let mut patience = LOCKED;
         for ((file, line), outcome) in ready.iter().zip(&outcomes) {
             if late() {
                 return;
@@ -94,8 +101,29 @@ impl Writer {
                     }
                 }
             }
-            if let Err(error) = self.librrd().and_then(|rrd| rrd.update(file, line)) {
+            if let Err(error) = self.write_directly(file, line, &mut patience, &late) {
                 self.log(format_args!("RRD update error {}: {error}", file.display()));
+            }
+        }
+    }
+
+    /// Writes one value with librrd, as soon as nobody else has the file locked. What of `patience`
+    /// it needs for that is gone.
+    fn write_directly(
+        &mut self,
+        file: &Path,
+        line: &[u8],
+        patience: &mut Duration,
+        late: impl Fn() -> bool,
+    ) -> Result<(), RrdError> {
+        let librrd = self.librrd()?;
+        loop {
+            match librrd.update(file, line) {
+                Err(error) if error.is_locked() && !patience.is_zero() && !late() => {
+                    *patience = patience.saturating_sub(LOCKED_PAUSE);
+                    thread::sleep(LOCKED_PAUSE);
+                }
+                result => return result,
             }
         }
     }
