@@ -235,7 +235,10 @@ fn access_by_user_and_group() {
     let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     std::fs::set_permissions(dir.path(), open).unwrap();
     let program = dir.path().join("qbclient");
-    std::fs::copy(qbclient(), &program).unwrap();
+    // By another process: what other tests start meanwhile would inherit our open file, and a program
+    // that is open for writing cannot be run.
+    let copied = Command::new("cp").args([qbclient(), &program]).status();
+    assert!(copied.unwrap().success());
     for (uid, gid, accepted) in [
         (0, 0, true),
         (0, www_gid, true),

@@ -167,6 +167,14 @@ fn counts(cluster: &Cluster, what: &str, by: u64, work: impl FnOnce() + Send, on
             .map(|i| format!("node {i}"))
             .collect()
     });
+    // Content shows at once, it is counted when it is on the disk. All of it, then.
+    until(&cluster.who, what, VISIBLE, || {
+        (1..=3)
+            .filter(|i| count(*i) < before[i - 1] + by)
+            .map(|i| format!("node {i}: {}", count(i)))
+            .collect()
+    });
+    std::thread::sleep(Duration::from_millis(100));
     for i in 1..=3 {
         assert_eq!(
             count(i),

@@ -63,7 +63,7 @@ fn stale_mounts(subject: &Subject) {
             Err(e) => e.raw_os_error() == Some(107),
             Ok(_) => false,
         };
-        wait_for(Duration::from_secs(2), not_connected)
+        wait_for(Duration::from_secs(20), not_connected)
     });
     checker.golden(
         "SIGKILL: mount",

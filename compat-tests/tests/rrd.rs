@@ -54,7 +54,10 @@ fn file_there(node: &Node, file: &str) -> bool {
 fn tree(dir: &Path, top: &Path, out: &mut BTreeMap<String, String>) {
     for entry in fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
-        let meta = fs::metadata(&path).unwrap();
+        // The temporary name of a file that librrd is just making may be gone again.
+        let Ok(meta) = fs::metadata(&path) else {
+            continue;
+        };
         // The size of a directory is the file system's affair.
         let size = if meta.is_dir() { 4096 } else { meta.size() };
         let (mode, uid, gid) = (meta.mode(), meta.uid(), meta.gid());
@@ -288,18 +291,18 @@ fn rrdcached_first(subject: &Subject) {
     // It comes: it keeps the value, and writes it when it ends.
     let cached = Cached::start(&node);
     let kept = send();
-    std::thread::sleep(Duration::from_millis(500));
+    cached.wait_for_value(&node, file, kept);
     assert_eq!(last(&node, file), direct);
     cached.end(Signal::SIGTERM);
     assert_eq!(last(&node, file), kept);
     // It was killed and another one has taken its place.
     let cached = Cached::start(&node);
-    send();
-    std::thread::sleep(Duration::from_millis(500));
+    let lost = send();
+    cached.wait_for_value(&node, file, lost);
     cached.end(Signal::SIGKILL);
     let cached = Cached::start(&node);
     let kept = send();
-    std::thread::sleep(Duration::from_millis(500));
+    cached.wait_for_value(&node, file, kept);
     cached.end(Signal::SIGTERM);
     assert_eq!(last(&node, file), kept);
     // Nobody there again.
@@ -366,7 +369,8 @@ fn stopping_does_not_wait_for_rrdcached() {
     }
     let exit = daemon.stop();
     assert_eq!(exit.code, 0, "{exit:?}");
-    assert!(exit.took < Duration::from_secs(3), "{exit:?}");
+    // One second for the thread of these files, and what a busy machine adds.
+    assert!(exit.took < Duration::from_millis(4500), "{exit:?}");
 }
 
 /// The same values at the same times: the same files, archives included.

@@ -15,6 +15,8 @@ use nix::sys::signal::Signal;
 const SOON: Duration = Duration::from_secs(30);
 /// What a loaded machine may add to something that takes no time.
 const SLACK: Duration = Duration::from_secs(3);
+/// What a slow disk may add, with a checkpoint or the end of a database on the way.
+const DISK: Duration = Duration::from_secs(10);
 
 /// Not a test of its own: what the other tests run inside the nodes.
 #[test]
@@ -106,7 +108,7 @@ impl Cluster {
         let digest = self.ask(node, "digest");
         let start = Instant::now();
         self.until(node, "disk", |disk| disk == digest);
-        assert!(start.elapsed() < SLACK, "{:?}", start.elapsed());
+        assert!(start.elapsed() < DISK, "{:?}", start.elapsed());
     }
 
     fn writable(&mut self, node: usize) {
@@ -161,15 +163,19 @@ fn changes_values_and_logs_reach_everybody() {
         };
         cluster.until(node, "members-text", all_there);
     }
-    // A checksum round by the lowest node.
-    cluster.ask(1, "verify");
+    // A checksum round by the lowest node, which may have to be asked again.
     let end = Instant::now() + SOON;
+    let mut asked: Option<Instant> = None;
     while (1..=3).any(|node| cluster.logged(node, "data verification successful") == 0) {
         assert!(
             Instant::now() < end,
             "no verification: {}",
             cluster.lab.log_of(1)
         );
+        if asked.is_none_or(|asked| asked.elapsed() > SLACK) {
+            cluster.ask(1, "verify");
+            asked = Some(Instant::now());
+        }
         std::thread::sleep(Duration::from_millis(20));
     }
 }
@@ -239,7 +245,7 @@ fn a_node_that_crashed_catches_up_and_one_that_stops_leaves() {
     // An orderly stop is quick and clean.
     let start = Instant::now();
     cluster.probes[0].end();
-    assert!(start.elapsed() < SLACK, "{:?}", start.elapsed());
+    assert!(start.elapsed() < DISK, "{:?}", start.elapsed());
     cluster.until(2, "members dcdb", |answer| answer == "2 3");
     cluster.until(2, "members status", |answer| answer == "2 3");
     cluster.writable(3);
@@ -403,7 +409,7 @@ fn a_corosync_that_hangs_holds_up_nobody() {
     let start = Instant::now();
     cluster.probes[2].end();
     assert!(
-        start.elapsed() < Duration::from_secs(2) + SLACK,
+        start.elapsed() < Duration::from_secs(2) + DISK,
         "{:?}",
         start.elapsed()
     );
@@ -454,7 +460,7 @@ fn a_partition_loses_nothing_that_was_acknowledged() {
 /// the others, they never get. `CUTS` tries more than a few such moments.
 #[test]
 fn a_cut_at_any_moment_loses_nothing_that_was_acknowledged() {
-    let lab = Lab::up(9, 3, "lab");
+    let lab = Lab::up(10, 3, "lab");
     lab.edit_configuration(
         "  version: 2",
         "  version: 2\n  token: 400\n  token_coefficient: 0",
@@ -469,7 +475,10 @@ fn a_cut_at_any_moment_loses_nothing_that_was_acknowledged() {
             .map(|i| format!("h{cut}-{i}-"))
             .map(|name| (name.clone(), cluster.tell(node, &format!("hammer {name}"))))
             .collect();
-        std::thread::sleep(Duration::from_millis(200 + 7 * cut as u64));
+        for (name, _) in &hammers {
+            cluster.until(node, &format!("read {name}5"), |there| there != "none");
+        }
+        std::thread::sleep(Duration::from_millis(50 + 7 * cut as u64));
         cluster.lab.connect(node, false);
         cluster.until(node, "write lonely x", |answer| answer == "EACCES");
         cluster.tell(node, "rest");
@@ -483,8 +492,9 @@ fn a_cut_at_any_moment_loses_nothing_that_was_acknowledged() {
             let result = cluster.result(node, number);
             let (_, acknowledged) = result.split_once(' ').unwrap();
             count += acknowledged.matches(',').count();
-            let missing = cluster.ask(others[1], &format!("missing {name} {acknowledged}"));
-            assert_eq!(missing, "0", "cut {cut}, {name}");
+            // What is missing stays missing; the answers of others[1] may be a moment behind.
+            let question = format!("missing {name} {acknowledged}");
+            cluster.until(others[1], &question, |missing| missing == "0");
         }
         assert!(count > 20, "only {count} files before cut {cut}");
         cluster.lab.connect(node, true);

@@ -114,7 +114,7 @@ impl Lab {
     /// SIGKILL, and waits for the end.
     pub fn kill_corosync(&self, node: usize) {
         let pid = self.signal_corosync(node, Signal::SIGKILL);
-        let end = Instant::now() + Duration::from_secs(5);
+        let end = Instant::now() + Duration::from_secs(30);
         // What remains until somebody waits for it has no memory any more.
         while std::fs::read(format!("/proc/{pid}/maps")).is_ok_and(|maps| !maps.is_empty()) {
             assert!(Instant::now() < end, "corosync {pid} does not end");

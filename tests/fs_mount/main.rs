@@ -368,7 +368,7 @@ fn blocked_writers_do_not_delay_readers() {
         fs::metadata(f.file("warm/never seen")).unwrap_err();
         assert!(names(&f.path).contains(&"warm".to_string()));
         assert!(
-            start.elapsed() < Duration::from_secs(1),
+            start.elapsed() < Duration::from_secs(5),
             "{:?}",
             start.elapsed()
         );

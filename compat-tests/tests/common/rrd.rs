@@ -8,7 +8,8 @@ use compat_tests::daemon::wait_for;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs;
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -82,8 +83,8 @@ impl Cached {
             .stderr(Stdio::null())
             .spawn()
             .expect("nsenter runs");
-        let there = || node.inside(|| std::path::Path::new(SOCKET).exists());
-        assert!(wait_for(Duration::from_secs(10), there));
+        let listens = || node.inside(|| UnixStream::connect(SOCKET).is_ok());
+        assert!(wait_for(Duration::from_secs(10), listens));
         Self { child }
     }
 
@@ -92,11 +93,33 @@ impl Cached {
         kill(Pid::from_raw(pid), signal).unwrap();
     }
 
+    /// Until it has the value of that time, and keeps it.
+    pub fn wait_for_value(&self, node: &Node, file: &str, time: u32) {
+        let start = format!("{time}:");
+        let there = || {
+            let pending = node.inside(|| pending(file).unwrap_or_default());
+            pending.iter().any(|line| line.starts_with(&start))
+        };
+        assert!(wait_for(Duration::from_secs(10), there), "{file}: {time}");
+    }
+
     /// Ends it and waits.
     pub fn end(mut self, signal: Signal) {
         self.signal(signal);
         self.child.wait().unwrap();
     }
+}
+
+/// The values of a file that rrdcached has not written yet: `<n> updates pending` and n lines, or a
+/// negative number and an error.
+fn pending(file: &str) -> std::io::Result<Vec<String>> {
+    let mut stream = UnixStream::connect(SOCKET)?;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    writeln!(stream, "PENDING {BASE}/{file}")?;
+    let mut lines = BufReader::new(stream).lines();
+    let first = lines.next().unwrap_or(Ok(String::new()))?;
+    let count = first.split(' ').next().and_then(|n| n.parse().ok());
+    lines.take(count.unwrap_or(0)).collect()
 }
 
 impl Drop for Cached {
@@ -187,6 +210,23 @@ pub fn guests(count: u32, time: u32) -> Vec<Value> {
 }
 
 const READS: usize = 400;
+
+/// p99 of the rounds while rrdcached runs, and while it is stopped; of each action of [`others`].
+pub type P99 = [[Vec<f64>; 2]; 2];
+/// Rounds, running and stopped in turn: at least, and as long as it looks as if somebody noticed.
+pub const ROUNDS: usize = 8;
+pub const MAX_ROUNDS: usize = 24;
+
+/// The smallest of an action: other programs of the machine only ever add to it.
+pub fn least(times: &[f64]) -> f64 {
+    times.iter().copied().fold(f64::INFINITY, f64::min)
+}
+
+/// Is nothing slower while rrdcached is stopped, but for a fifth and `more` microseconds? That is
+/// what two such measurements differ by when nothing happens.
+pub fn unnoticed(p99: &P99, more: f64) -> bool {
+    (0..2).all(|i| least(&p99[1][i]) <= least(&p99[0][i]) * 1.2 + more)
+}
 
 /// Times of reading `.version` and of creating a file, in microseconds, p99 of each.
 pub fn others(node: &Node, round: usize) -> [f64; 2] {

@@ -180,8 +180,9 @@ pub fn readers(cluster: &Cluster) -> Vec<(usize, Reader)> {
 
 /// What a loaded machine may add to the bound of an operation.
 const SLACK: Duration = Duration::from_secs(2);
-/// Reads wait for nobody; a machine with two cores and three clusters may let them.
-const READ_LIMIT: Duration = Duration::from_secs(1);
+/// Reads wait for nobody, but a machine with two cores may not run for a moment. Below the shortest
+/// time for which a write is blocked where readers watch.
+const READ_LIMIT: Duration = Duration::from_millis(2500);
 
 /// Nothing acknowledged is lost, on any node; no operation of ours took longer than its bound.
 pub fn check(cluster: &Cluster, round: &str, written: &[Written]) {
@@ -216,7 +217,7 @@ pub fn check_reads(cluster: &Cluster, round: &str, readers: Vec<(usize, Reader)>
         report(&format!(
             "cluster-read {name} {round} node {i}: {rounds} rounds, slowest {slowest:?}"
         ));
-        assert!(rounds > 10, "{name}: {round}: node {i}: {rounds} rounds");
+        assert!(rounds > 3, "{name}: {round}: node {i}: {rounds} rounds");
         if cluster.who.is_ours(i) {
             assert!(
                 slowest < READ_LIMIT,

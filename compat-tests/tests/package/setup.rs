@@ -149,9 +149,13 @@ pub fn mounted(machine: &Machine) -> bool {
 
 /// The program behind the unit's main process.
 pub fn runs_our_daemon(machine: &Machine) -> bool {
-    let pid = unit(machine, "MainPID");
-    unit(machine, "ActiveState") == "active"
-        && machine.ok(&format!("readlink /proc/{pid}/exe")) == "/usr/bin/pmxcfs"
+    // Both at once: it may become active in between.
+    let state = machine.ok("systemctl show -p MainPID -p ActiveState pve-cluster.service");
+    let pid = state.lines().find_map(|line| line.strip_prefix("MainPID="));
+    state.lines().any(|line| line == "ActiveState=active")
+        && pid.is_some_and(|pid| {
+            machine.sh(&format!("readlink /proc/{pid}/exe")).1 == "/usr/bin/pmxcfs"
+        })
         && machine.sh("dpkg -S /usr/bin/pmxcfs").1 == "pve-cluster-rs: /usr/bin/pmxcfs"
         && mounted(machine)
 }

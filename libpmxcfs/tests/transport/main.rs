@@ -93,7 +93,7 @@ fn messages_of_every_size_around_the_ring() {
 fn nobody_listens() {
     let begin = Instant::now();
     assert_eq!(Client::new(&name()).call(1, b""), Err(libc::ECONNREFUSED));
-    assert!(begin.elapsed() < Duration::from_secs(1));
+    assert!(begin.elapsed() < Duration::from_secs(4));
 }
 
 #[test]
@@ -116,7 +116,7 @@ fn hung_up_instead_of_an_answer() {
     let begin = Instant::now();
     assert_eq!(first_call(&[Echo(0), Echo(1)]), Ok(b"question".to_vec()));
     assert_eq!(first_call(&[Echo(0), Echo(0)]), Err(libc::ENOTCONN));
-    assert!(begin.elapsed() < Duration::from_secs(1));
+    assert!(begin.elapsed() < Duration::from_secs(4));
 }
 
 #[test]

@@ -31,19 +31,24 @@ my $values = until_true(10, sub {
 });
 is_deeply($values, { node2 => 'on node2', node3 => 'on node3' }, 'values of other nodes');
 is_deeply(PVE::Cluster::get_node_kv('where', 'node3'), { node3 => 'on node3' }, 'of one');
-PVE::Cluster::cfs_update(1);
-is_deeply(
-    [map { $_->{upid} } @{ PVE::Cluster::get_tasklist() }],
-    [map { ("UPID:$_:1", "UPID:$_:2") } qw(node2 node3)],
-    'tasks of all nodes',
-);
+my @upids = map { ("UPID:$_:1", "UPID:$_:2") } qw(node2 node3);
+my $tasks = sub {
+    PVE::Cluster::cfs_update(1);
+    return [map { $_->{upid} } @{ PVE::Cluster::get_tasklist() }];
+};
+until_true(10, sub { @{ $tasks->() } == @upids });
+is_deeply($tasks->(), \@upids, 'tasks of all nodes');
 is_deeply(PVE::Cluster::get_tasklist('node1'), [], 'of a node without');
 my $statistics = until_true(10, sub {
     my $data = PVE::Cluster::rrd_dump();
     return $data->{'pve-node-9.0/node2'} && $data->{'pve-node-9.0/node3'};
 });
 is_deeply($statistics, [undef, 1, 2], 'round-robin data of other nodes');
-my @told = sort map { $_->{msg} } @{ JSON::decode_json(PVE::Cluster::get_cluster_log('teller@pam'))->{data} };
-is_deeply(\@told, ['told by node2', 'told by node3'], 'messages of other nodes');
+my $told = sub {
+    my $log = JSON::decode_json(PVE::Cluster::get_cluster_log('teller@pam'));
+    return [sort map { $_->{msg} } @{ $log->{data} }];
+};
+until_true(10, sub { @{ $told->() } == 2 });
+is_deeply($told->(), ['told by node2', 'told by node3'], 'messages of other nodes');
 
 done_testing();

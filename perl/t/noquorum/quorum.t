@@ -28,7 +28,7 @@ my ($result, $error);
 my $start = Time::HiRes::time();
 my $said = printed(sub { $result = PVE::Cluster::cfs_lock_file('user.cfg', 2, sub { 1 }); $error = $@ }, \*STDERR);
 is_deeply([$result, $error], [undef, "cfs-lock 'file-user_cfg' error: no quorum!\n"], 'no lock');
-is($said, "trying to acquire cfs lock 'file-user_cfg' ...\n", 'tells that it waits');
+like($said, qr/^(?:trying to acquire cfs lock 'file-user_cfg' \.\.\.\n){1,2}\z/, 'tells that it waits');
 cmp_ok(abs(Time::HiRes::time() - $start - 2.5), '<', 1.5, 'for as long as it may');
 
 done_testing();

@@ -115,6 +115,8 @@ fn a_barrier_that_hangs_does_not_hold_up_announcements_for_ever() {
     let announcer = Announcer::start(sink).unwrap();
     let (open, gate) = mpsc::channel();
     announcer.set_barrier(Arc::new(Gate(Mutex::new(gate))));
+    // All of them are there before the first one hangs.
+    announcer.forget(&change());
     announcer.promise(change())();
     // In the same directory.
     for _ in 0..20 {
@@ -125,6 +127,7 @@ fn a_barrier_that_hangs_does_not_hold_up_announcements_for_ever() {
         touched: Vec::new(),
         guests: vec![remove],
     });
+    open.send(()).unwrap();
     let end = Instant::now() + STUCK * 3;
     // As the IPC thread asks: it leaves no waiter.
     while announcer.pending() {

@@ -14,9 +14,17 @@ const TIMEOUTS: Timeouts = Timeouts {
     pause: Duration::from_millis(300),
 };
 
+/// For tests in which every answer comes, as late as a busy machine brings it.
+const PATIENT: Timeouts = Timeouts {
+    reply: Duration::from_secs(5),
+    batch: Duration::from_secs(15),
+    pause: Duration::from_secs(5),
+};
+
 /// A server whose connections are handled by `serve`, one after another.
 fn server(
     dir: &Path,
+    timeouts: Timeouts,
     mut serve: impl FnMut(UnixStream) + Send + 'static,
 ) -> (Client, JoinHandle<()>) {
     let socket = dir.join("socket");
@@ -26,7 +34,7 @@ fn server(
             serve(stream);
         }
     });
-    (Client::new(socket, TIMEOUTS), thread)
+    (Client::new(socket, timeouts), thread)
 }
 
 fn send(client: &mut Client, count: usize) -> (Vec<Outcome>, Duration) {
@@ -41,7 +49,7 @@ fn send(client: &mut Client, count: usize) -> (Vec<Outcome>, Duration) {
 fn commands_are_sent_at_once_and_fields_quoted() {
     let dir = tempfile::tempdir().unwrap();
     let (send_line, lines) = std::sync::mpsc::channel();
-    let (mut client, _thread) = server(dir.path(), move |mut stream| {
+    let (mut client, _thread) = server(dir.path(), PATIENT, move |mut stream| {
         let mut reader = BufReader::new(stream.try_clone().unwrap());
         let mut all = Vec::new();
         // All commands are there before the first answer.
@@ -89,10 +97,10 @@ fn commands_are_sent_at_once_and_fields_quoted() {
 #[test]
 fn nobody_there() {
     let dir = tempfile::tempdir().unwrap();
-    let mut client = Client::new(dir.path().join("none"), TIMEOUTS);
+    let mut client = Client::new(dir.path().join("none"), PATIENT);
     let (outcomes, time) = send(&mut client, 3);
     assert!(outcomes.iter().all(|o| *o == Outcome::NotSent));
-    assert!(time < Duration::from_millis(100), "{time:?}");
+    assert!(time < Duration::from_secs(3), "{time:?}");
     // No pause: it may come at any time.
     let listener = UnixListener::bind(dir.path().join("none")).unwrap();
     let answer = thread::spawn(move || {
@@ -108,7 +116,12 @@ fn nobody_there() {
 #[test]
 fn a_server_that_says_nothing_gets_a_pause() {
     let dir = tempfile::tempdir().unwrap();
-    let (mut client, _thread) = server(dir.path(), |mut stream| {
+    let timeouts = Timeouts {
+        reply: Duration::from_secs(1),
+        batch: Duration::from_secs(3),
+        pause: Duration::from_secs(3),
+    };
+    let (mut client, _thread) = server(dir.path(), timeouts, |mut stream| {
         // Reads everything, one answer for the first of two.
         stream.write_all(b"0 errors\n").unwrap();
         let _ = stream.read_to_end(&mut Vec::new());
@@ -116,28 +129,28 @@ fn a_server_that_says_nothing_gets_a_pause() {
     let (outcomes, time) = send(&mut client, 2);
     assert_eq!(outcomes, [Outcome::Taken, Outcome::Lost(libc::ETIMEDOUT)]);
     assert!(
-        time >= TIMEOUTS.reply && time < TIMEOUTS.reply * 3,
+        time >= timeouts.reply && time < timeouts.reply * 5,
         "{time:?}"
     );
     let (outcomes, time) = send(&mut client, 1);
     assert_eq!(outcomes, [Outcome::NotSent]);
-    assert!(time < Duration::from_millis(50), "{time:?}");
-    thread::sleep(TIMEOUTS.pause);
+    assert!(time < timeouts.reply, "{time:?}");
+    thread::sleep(timeouts.pause);
     assert_eq!(send(&mut client, 1).0, [Outcome::Taken]);
 }
 
 #[test]
 fn a_server_that_trickles_has_an_end_too() {
     let dir = tempfile::tempdir().unwrap();
-    let (mut client, _thread) = server(dir.path(), |mut stream| {
+    let (mut client, _thread) = server(dir.path(), TIMEOUTS, |mut stream| {
         while stream.write_all(b"0 errors\n").is_ok() {
-            thread::sleep(Duration::from_millis(150));
+            thread::sleep(Duration::from_millis(50));
         }
     });
     let (outcomes, time) = send(&mut client, 50);
-    assert!(time < TIMEOUTS.batch * 2, "{time:?}");
+    assert!(time < TIMEOUTS.batch * 4, "{time:?}");
     let taken = outcomes.iter().filter(|o| **o == Outcome::Taken).count();
-    assert!((2..10).contains(&taken), "{taken}");
+    assert!((2..20).contains(&taken), "{taken}");
     assert_eq!(outcomes[taken..].len(), 50 - taken);
     assert!(
         outcomes[taken..]
@@ -157,7 +170,7 @@ fn a_server_that_never_accepts() {
         let mut client = Client::new(socket.clone(), TIMEOUTS);
         let (outcomes, time) = send(&mut client, 1);
         assert!(matches!(outcomes[0], Outcome::Lost(_) | Outcome::NotSent));
-        assert!(time < TIMEOUTS.reply * 3, "{time:?}");
+        assert!(time < Duration::from_secs(5), "{time:?}");
         others.push(client);
     }
 }
@@ -165,7 +178,7 @@ fn a_server_that_never_accepts() {
 #[test]
 fn a_connection_that_broke_since_is_made_again() {
     let dir = tempfile::tempdir().unwrap();
-    let (mut client, _thread) = server(dir.path(), |stream| {
+    let (mut client, _thread) = server(dir.path(), PATIENT, |stream| {
         // One command a connection.
         let mut reader = BufReader::new(&stream);
         reader.read_line(&mut String::new()).unwrap();
@@ -185,21 +198,21 @@ fn a_connection_that_broke_since_is_made_again() {
 fn what_is_not_the_protocol_ends_the_connection() {
     for reply in [&b"hello\n"[..], b"\n", b"0 a\n0 b\n", &[b'x'; 40_000]] {
         let dir = tempfile::tempdir().unwrap();
-        let (mut client, _thread) = server(dir.path(), move |mut stream| {
+        let (mut client, _thread) = server(dir.path(), PATIENT, move |mut stream| {
             let _ = stream.write_all(reply);
             let _ = stream.read_to_end(&mut Vec::new());
         });
         let (outcomes, time) = send(&mut client, 1);
         let lost = matches!(outcomes[..], [Outcome::Lost(libc::EPROTO)]);
         assert!(lost || outcomes == [Outcome::Taken], "{outcomes:?}");
-        assert!(time < TIMEOUTS.batch, "{time:?}");
+        assert!(time < PATIENT.reply, "{time:?}");
     }
 }
 
 #[test]
 fn a_command_that_is_too_long_is_not_sent() {
     let dir = tempfile::tempdir().unwrap();
-    let (mut client, _thread) = server(dir.path(), |mut stream| {
+    let (mut client, _thread) = server(dir.path(), PATIENT, |mut stream| {
         stream.write_all(b"0 errors\n0 errors\n").unwrap();
         let _ = stream.read_to_end(&mut Vec::new());
     });

@@ -54,6 +54,7 @@ fn files_are_made_and_written_as_recorded() {
         handle.submit(key.as_bytes(), &c_string(value), NOW);
     }
     wait_for("files", Duration::from_secs(20), || files(&base).len() == 7);
+    wait_for("values", Duration::from_secs(20), || handle.waiting() == 0);
     handle.stop();
     for (file, name) in [
         ("pve-node-9.0/node1", "pve-node-9.0_node1"),
@@ -112,6 +113,7 @@ fn all_keys_give_the_recorded_files() {
     wait_for("files", Duration::from_secs(20), || {
         files(&base).len() >= count
     });
+    wait_for("values", Duration::from_secs(20), || handle.waiting() == 0);
     handle.stop();
     let mut found = BTreeSet::new();
     let directories = [
@@ -162,6 +164,7 @@ fn nothing_is_started_before_the_first_value_that_has_a_file() {
     assert!(!handle.running());
     handle.submit(super::STORAGE, b"1795333407:1:2\0", NOW);
     assert!(handle.running());
+    wait_for("value", Duration::from_secs(20), || handle.waiting() == 0);
     handle.stop();
     assert!(!handle.running());
     assert_eq!(

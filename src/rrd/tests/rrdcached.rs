@@ -78,10 +78,10 @@ impl Sender {
     /// thread does not run on a busy machine is not ours to say.)
     fn assert_never_waited(&mut self) {
         self.took.sort();
-        let most = self.took[self.took.len() * 9 / 10];
+        let most = self.took[(self.took.len() - 1) * 9 / 10];
         let slowest = self.took[self.took.len() - 1];
-        assert!(most < Duration::from_millis(5), "{:?}", self.took);
-        assert!(slowest < Duration::from_millis(200), "{slowest:?}");
+        assert!(most < Duration::from_millis(50), "{:?}", self.took);
+        assert!(slowest < Duration::from_millis(400), "{slowest:?}");
     }
 
     /// Until the thread has finished all values.
@@ -265,7 +265,7 @@ fn stopping_is_bounded() {
     handle.stop();
     let took = start.elapsed();
     assert!(
-        took > Duration::from_millis(500) && took < Duration::from_secs(2),
+        took > Duration::from_millis(500) && took < Duration::from_secs(10),
         "{took:?}"
     );
     // Cached values of others are lost with the stopped one; that is its affair.

@@ -53,7 +53,7 @@ fn a_short_lock_is_waited_for_elsewhere() {
             })
         })
         .collect();
-    assert!(start.elapsed() < Duration::from_millis(500), "nobody waits");
+    assert!(start.elapsed() < Duration::from_secs(5), "nobody waits");
     std::thread::sleep(Duration::from_millis(100));
     assert!(results.iter().all(|result| result.try_recv().is_err()));
     assert!(!lab.failed());

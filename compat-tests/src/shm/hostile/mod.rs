@@ -48,7 +48,7 @@ pub const ALL: [(&str, Case); 18] = [
 ];
 
 /// Time in which a hostile client has to be gone.
-const SOON: Duration = Duration::from_secs(2);
+const SOON: Duration = Duration::from_secs(5);
 
 fn connect(target: &Target) -> Peer {
     Peer::connect(&target.service).expect("the hostile client is accepted")
