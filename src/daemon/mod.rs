@@ -56,3 +56,10 @@ pub enum StartError {
     #[error("unable to handle signals: {0}")]
     Signals(std::io::Error),
 }
+
+impl StartError {
+    /// Makes the error of the thread `name` of what the system says.
+    fn thread(name: &'static str) -> impl FnOnce(std::io::Error) -> Self {
+        move |source| StartError::Thread { name, source }
+    }
+}

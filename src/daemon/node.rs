@@ -18,8 +18,8 @@ use crate::fs::{Inodes, Served, Tuning, View, ViewConfig};
 use crate::ipc::server::{Server, ServerHandle};
 use crate::ipc::service::{ConfigService, Pending, StatusReplica};
 use crate::memdb::{Tree, TreePath};
+use crate::replica::Announcer;
 use crate::replica::Clock;
-use crate::replica::{Announcer, SharedTree};
 use crate::rrd::{Rrd, RrdHandle};
 use crate::status::Status;
 use crate::store::{Store, StoreHandle};
@@ -54,64 +54,36 @@ impl Node {
             first_pid,
         } = prepared;
         let clock: Clock = Arc::new(|| unix_time(SystemTime::now()));
-        let starttime = lock.start_time();
-        let status = Arc::new(Status::new(&node_name, u64::from(starttime), first_pid));
-        let rrd = Rrd::start(config.rrd_dir.clone(), config.rrdcached_socket.clone()).map_err(
-            |source| StartError::Thread {
-                name: "rrd",
-                source,
-            },
-        )?;
+        let starttime = u64::from(lock.start_time());
+        let status = Arc::new(Status::new(&node_name, starttime, first_pid));
+        let rrd = Rrd::start(config.rrd_dir.clone(), config.rrdcached_socket.clone())
+            .map_err(StartError::thread("rrd"))?;
         status.set_rrd_files(Arc::new(rrd.clone()));
 
         let (store, tree) = open_database(config, &clock)?;
         let local = is_local(config, &tree);
         status.reloaded(&tree);
-        let tree: SharedTree = Arc::new(RwLock::new(tree));
-        let store = store.spawn().map_err(|source| StartError::Thread {
-            name: "store",
-            source,
-        })?;
-
+        let store = store.spawn().map_err(StartError::thread("store"))?;
         let sink = status.clone();
-        let announcer = Announcer::start(Arc::new(move |effects| sink.announce(effects))).map_err(
-            |source| StartError::Thread {
-                name: "notify",
-                source,
-            },
-        )?;
+        let announcer = Announcer::start(Arc::new(move |effects| sink.announce(effects)))
+            .map_err(StartError::thread("notify"))?;
         let common = Common {
-            tree: tree.clone(),
+            tree: Arc::new(RwLock::new(tree)),
             store: store.clone(),
             announcer: announcer.clone(),
-            clock: clock.clone(),
-            status: status.clone(),
+            clock,
+            status,
         };
         let replication = if local {
-            Replication::local(common)
+            Replication::local(common.clone())
         } else {
-            Replication::cluster(common, node_ip, config)?
+            Replication::cluster(common.clone(), node_ip, config)?
         };
-        let dots = StatusDots {
-            status: status.clone(),
-            announcer: announcer.clone(),
-            clock: clock.clone(),
+        let view = ViewConfig {
+            node: node_name,
+            gid: www_gid,
         };
-        let inodes = Arc::new(Inodes::default());
-        replication.observe(inodes.clone());
-        let view = View::new(
-            ViewConfig {
-                node: node_name,
-                gid: www_gid,
-            },
-            tree.clone(),
-            replication.replica(),
-            Arc::new(dots),
-            inodes,
-        );
-        let mount = mount(config, view)?;
-        let notifier = mount.notifier.clone().mounted_on(&config.mountpoint);
-        announcer.set_barrier(Arc::new(notifier));
+        let mount = serve_files(config, view, &common, &replication)?;
 
         let given_up = |err| {
             unmount(&config.mountpoint);
@@ -119,9 +91,8 @@ impl Node {
             err
         };
         let replication = replication.start().map_err(given_up)?;
-        let peers = replication.peers();
-        let pulse = Pulse::new(tree.clone(), replication.core());
-        let ipc = match serve_ipc(config, www_gid, tree, status, peers, &announcer, clock) {
+        let pulse = Pulse::new(common.tree.clone(), replication.core());
+        let ipc = match serve_ipc(config, www_gid, common, replication.peers()) {
             Ok(ipc) => ipc,
             Err(err) => {
                 replication.stop();
@@ -202,13 +173,37 @@ fn is_local(config: &Config, tree: &Tree) -> bool {
     }
 }
 
-fn mount(config: &Config, view: View) -> Result<Served, StartError> {
+/// The mount, its files and what tells the kernel of changes.
+fn serve_files(
+    config: &Config,
+    view: ViewConfig,
+    common: &Common,
+    replication: &Replication,
+) -> Result<Served, StartError> {
+    let dots = StatusDots {
+        status: common.status.clone(),
+        announcer: common.announcer.clone(),
+        clock: common.clock.clone(),
+    };
+    let inodes = Arc::new(Inodes::default());
+    replication.observe(inodes.clone());
+    let view = View::new(
+        view,
+        common.tree.clone(),
+        replication.replica(),
+        Arc::new(dots),
+        inodes,
+    );
     let device = crate::fs::mount::mount(&config.mountpoint)
         .map_err(|err| StartError::Mount(err.to_string()))?;
-    crate::fs::serve(device, view, Tuning::default(), signals::terminate_self).map_err(|err| {
-        unmount(&config.mountpoint);
-        StartError::Fuse(err)
-    })
+    let served = crate::fs::serve(device, view, Tuning::default(), signals::terminate_self)
+        .map_err(|err| {
+            unmount(&config.mountpoint);
+            StartError::Fuse(err)
+        })?;
+    let notifier = served.notifier.clone().mounted_on(&config.mountpoint);
+    common.announcer.set_barrier(Arc::new(notifier));
+    Ok(served)
 }
 
 fn unmount(mountpoint: &Path) {
@@ -229,21 +224,20 @@ impl Pending for AnnouncerPending {
 fn serve_ipc(
     config: &Config,
     www_gid: u32,
-    tree: SharedTree,
-    status: Arc<Status>,
+    common: Common,
     peers: Arc<dyn StatusReplica>,
-    announcer: &Arc<Announcer>,
-    clock: Clock,
 ) -> Result<ServerHandle, StartError> {
     let server = Server::bind(&config.ipc_name, www_gid).map_err(StartError::Ipc)?;
     let waker = server.waker();
-    announcer.set_progress(Arc::new(move || waker.wake()));
+    common
+        .announcer
+        .set_progress(Arc::new(move || waker.wake()));
     let service = ConfigService::new(
-        tree,
-        status,
+        common.tree,
+        common.status,
         peers,
-        Arc::new(AnnouncerPending(announcer.clone())),
-        clock,
+        Arc::new(AnnouncerPending(common.announcer)),
+        common.clock,
     );
     server.spawn(Box::new(service)).map_err(StartError::Ipc)
 }

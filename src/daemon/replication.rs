@@ -20,6 +20,7 @@ pub const HOST_COROSYNC_CONF: &str = "/etc/corosync/corosync.conf";
 const STOP_LIMIT: Duration = Duration::from_millis(1500);
 
 /// What both ways need.
+#[derive(Clone)]
 pub struct Common {
     pub tree: SharedTree,
     pub store: StoreHandle,
@@ -80,10 +81,7 @@ impl Replication {
         });
         prepared
             .map(Replication::Prepared)
-            .map_err(|source| StartError::Thread {
-                name: "core",
-                source,
-            })
+            .map_err(StartError::thread("core"))
     }
 
     /// What runs the cluster; `None` for a node that is alone.
@@ -124,15 +122,10 @@ impl Replication {
     /// The mount is there: connects.
     pub fn start(self) -> Result<Self, StartError> {
         match self {
-            Replication::Prepared(prepared) => {
-                prepared
-                    .start()
-                    .map(Replication::Cluster)
-                    .map_err(|source| StartError::Thread {
-                        name: "core",
-                        source,
-                    })
-            }
+            Replication::Prepared(prepared) => prepared
+                .start()
+                .map(Replication::Cluster)
+                .map_err(StartError::thread("core")),
             started => Ok(started),
         }
     }
