@@ -15,12 +15,14 @@ use crate::dfsm::{
 use crate::memdb::{Change, Error, Index, Op, ROOT_INODE, Stamp, Tree, TreePath};
 use crate::replica::Applied;
 
+mod history;
 mod host;
 mod sync;
 #[cfg(test)]
 mod tests;
 pub mod wire;
 
+use history::{Before, History};
 pub use host::TreeHost;
 pub use sync::SyncCommit;
 use wire::{Message, Update};
@@ -70,6 +72,8 @@ pub struct Dcdb<H: TreeHost> {
     updates: Vec<Update>,
     /// Leader: what is still to be sent, as it was when the states were compared.
     outgoing: VecDeque<Update>,
+    /// Own changes that nobody was told of.
+    history: History,
 }
 
 impl<H: TreeHost> Dcdb<H> {
@@ -82,6 +86,7 @@ impl<H: TreeHost> Dcdb<H> {
             master: None,
             updates: Vec::new(),
             outgoing: VecDeque::new(),
+            history: History::default(),
         }
     }
 
@@ -106,7 +111,9 @@ impl<H: TreeHost> Dcdb<H> {
             writer: from.nodeid,
             mtime: time,
         };
+        let before = (from == ctx.own).then(|| self.host.read(|tree| Before::new(op, tree)));
         let change = self.host.apply(op, stamp, ctx.now)?;
+        self.history.push(before, &change);
         let inode = change.inode;
         ctx.act(Action::Store(Box::new(Write::Change(change))));
         if writes_corosync_conf(op) {
@@ -141,6 +148,14 @@ impl<H: TreeHost> Dcdb<H> {
             let Outgoing { subtype, payload } = Message::Unlock { checksum, path }.encode();
             ctx.send(subtype, payload);
         }
+    }
+
+    /// Another tree takes the place of this one.
+    fn replace(&mut self, tree: Tree, commit: SyncCommit, ctx: &mut Ctx<Action>) {
+        self.host.replace(tree);
+        ctx.act(Action::Store(Box::new(Write::Sync(commit))));
+        ctx.act(Action::Replaced);
+        ctx.act(Action::ExportCorosyncConf { notify: false });
     }
 
     fn set_writable(&mut self, writable: bool, ctx: &mut Ctx<Action>) -> Consequence {
@@ -384,13 +399,11 @@ impl<H: TreeHost> Application for Dcdb<H> {
                 return false;
             }
         };
+        self.history.clear();
         for note in notes {
             ctx.log(Level::Warning, note.to_string());
         }
-        self.host.replace(tree);
-        ctx.act(Action::Store(Box::new(Write::Sync(commit))));
-        ctx.act(Action::Replaced);
-        ctx.act(Action::ExportCorosyncConf { notify: false });
+        self.replace(tree, commit, ctx);
         true
     }
 
@@ -404,6 +417,38 @@ impl<H: TreeHost> Application for Dcdb<H> {
 
     fn checksum(&mut self) -> Option<[u8; 32]> {
         Some(self.host.read(Tree::checksum))
+    }
+
+    fn changes(&self) -> u64 {
+        self.history.count()
+    }
+
+    fn keep(&mut self, changes: u64) {
+        self.history.keep(changes);
+    }
+
+    fn take_back(&mut self, ctx: &mut Ctx<Action>) {
+        if self.history.is_empty() {
+            return;
+        }
+        let before = self.history.count();
+        let history = &mut self.history;
+        let outcome = self.host.read(|tree| history.take_back(tree, ctx.now));
+        match outcome {
+            Ok(sync::Outcome { tree, commit, .. }) => {
+                let count = before - self.history.count();
+                ctx.log(
+                    Level::Warning,
+                    format!("took {count} changes back that the other nodes may not have"),
+                );
+                self.replace(tree, commit, ctx);
+            }
+            // The rows are those of trees that were there: this does not happen.
+            Err(error) => ctx.log(
+                Level::Critical,
+                format!("cannot take changes back: {error}"),
+            ),
+        }
     }
 
     fn event(&mut self, event: Event, ctx: &mut Ctx<Action>) -> Consequence {

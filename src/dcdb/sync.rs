@@ -140,7 +140,7 @@ pub(super) fn build(
     })
 }
 
-fn version_row(root: RootRow) -> LoadRow {
+pub(super) fn version_row(root: RootRow) -> LoadRow {
     LoadRow {
         inode: ROOT_INODE as i64,
         parent: ROOT_INODE as i64,

@@ -190,6 +190,19 @@ pub trait Application {
     /// The mode became SYNCED.
     fn synced(&mut self, ctx: &mut Ctx<Self::Action>);
 
+    /// Number of all changes ever applied.
+    fn changes(&self) -> u64 {
+        0
+    }
+
+    /// The first `changes` of them are with the others, or nobody waits to be told of them: they
+    /// stay for good.
+    fn keep(&mut self, _changes: u64) {}
+
+    /// This node has lost all others: whatever does not stay for good is undone, as they may go on
+    /// without it.
+    fn take_back(&mut self, _ctx: &mut Ctx<Self::Action>) {}
+
     /// Checksum over the whole state; `None` if this group is not verified.
     fn checksum(&mut self) -> Option<[u8; 32]>;
 

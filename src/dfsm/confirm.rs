@@ -22,6 +22,8 @@ struct Applied {
     pending: Pending,
     /// Count of the last own message that was sent before it was applied.
     sent: u64,
+    /// Changes of the application before this one.
+    changes: u64,
     confirmed: bool,
 }
 
@@ -33,6 +35,9 @@ pub(super) struct Confirm {
     round: u64,
     /// The last round is under way, and so many of `applied` are older than it.
     covers: Option<usize>,
+    /// Some were refused because the quorum was lost, and it is not known yet whether another node
+    /// is left.
+    undecided: bool,
 }
 
 impl Confirm {
@@ -94,6 +99,7 @@ impl<A: Application> Machine<A> {
         self.confirm.applied.push_back(Applied {
             pending,
             sent: self.sent,
+            changes: self.app.changes().saturating_sub(1),
             confirmed: !self.config.hold_back,
         });
     }
@@ -113,12 +119,33 @@ impl<A: Application> Machine<A> {
             return;
         }
         if self.config.hold_back && !self.app.may_acknowledge() {
+            self.confirm.undecided = true;
             return self.refuse_applied();
         }
         while self.confirm.applied.front().is_some_and(|a| a.confirmed) {
             if let Some(Pending { ticket, .. }) = self.confirm.pop() {
                 self.out.push(Action::Release { ticket });
             }
+        }
+    }
+
+    /// What nobody is going to be refused any more stays.
+    pub(super) fn keep(&mut self) {
+        self.confirm.undecided &= !self.app.may_acknowledge();
+        if self.confirm.undecided {
+            return;
+        }
+        let first = self.confirm.applied.front().map(|a| a.changes);
+        self.app.keep(first.unwrap_or(u64::MAX));
+    }
+
+    /// This node has lost the others. They may go on without what nobody was told of here; it would
+    /// count in the version of this node when they are back, and the newer version wins.
+    pub(super) fn take_back(&mut self) {
+        let undecided = std::mem::take(&mut self.confirm.undecided);
+        if self.config.hold_back && (undecided || !self.confirm.is_empty()) {
+            self.with_app(|app, ctx| app.take_back(ctx));
+            self.refuse_applied();
         }
     }
 

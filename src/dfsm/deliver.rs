@@ -7,7 +7,7 @@ use super::app::{Delivery, Verdict};
 use super::machine::{Machine, list};
 use super::queue::Queued;
 use super::wire::{self, Base, Body, Message, Type};
-use super::{Application, Epoch, Level, MemberId, Mode};
+use super::{Application, Busy, Epoch, Level, MemberId, Mode};
 use crate::le::u64_at;
 
 impl<A: Application> Machine<A> {
@@ -98,6 +98,15 @@ impl<A: Application> Machine<A> {
 
     /// The delivery procedure proper: mode SYNCED.
     fn apply(&mut self, from: MemberId, base: Base, count: u64, payload: &[u8]) {
+        if from == self.own && self.config.hold_back && self.is_cut_off() {
+            // Nobody else gets it: it is as if it had never been sent. (The old rule, to leave the
+            // group and synchronise again, would keep this node out when the others are back.)
+            self.log(
+                Level::Debug,
+                "drop own message - no quorum, no other member",
+            );
+            return self.finish(count, Err(Busy));
+        }
         let delivery = Delivery {
             from,
             subtype: base.subtype,

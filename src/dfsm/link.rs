@@ -50,6 +50,7 @@ impl<A: Application> Machine<A> {
     }
 
     pub(super) fn disconnected(&mut self) {
+        self.take_back();
         self.refuse_pending();
         self.refuse_held();
         if self.stopping || self.mode.is_permanent() {

@@ -206,6 +206,7 @@ impl<A: Application> Machine<A> {
             Event::Stop => self.stop(),
         }
         self.release();
+        self.keep();
         self.send_held();
         out.append(&mut self.out);
     }
@@ -316,6 +317,7 @@ impl<A: Application> Machine<A> {
 
     fn app_event(&mut self, event: A::Event) {
         let consequence = self.with_app(|app, ctx| app.event(event, ctx));
+        self.take_back_alone();
         self.recheck_held();
         match consequence {
             Consequence::Leave if self.link == Link::Up => self.leave(),

@@ -68,6 +68,7 @@ impl<A: Application> Machine<A> {
                 self.send_state(wire::Type::SyncStart, b"");
             }
         } else {
+            self.take_back_alone();
             for member in &mut self.members {
                 member.synced = true;
             }
@@ -76,6 +77,18 @@ impl<A: Application> Machine<A> {
         }
         if !self.mode.is_error() {
             self.with_app(|app, ctx| app.confchg(&sorted, ctx));
+        }
+    }
+
+    /// No other member, and the majority, if there is one, is elsewhere.
+    pub(super) fn is_cut_off(&self) -> bool {
+        let alone = self.members.len() == 1 && self.members[0].id == self.own;
+        alone && !self.app.may_acknowledge()
+    }
+
+    pub(super) fn take_back_alone(&mut self) {
+        if self.is_cut_off() {
+            self.take_back();
         }
     }
 

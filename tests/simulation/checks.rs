@@ -37,7 +37,8 @@ impl World {
             }
             let version = process.tree().root_row().version;
             if slot.print.0 != version {
-                if slot.version != version && process.members() <= majority {
+                // (A lower one: it took back what nobody was told of.)
+                if slot.version < version && process.members() <= majority {
                     // Quorum counts nodes: a node whose peers are up but do not run the service
                     // may write, and its history is as long as any. A limit of the protocol.
                     self.formed = false;
@@ -76,6 +77,21 @@ impl World {
                 "u{number} was acknowledged, but never reached the others"
             )),
             None => Ok(()),
+        }
+    }
+
+    /// A node that took back what the others lack is as good as any, once its disk knows, too. If it
+    /// dies before, it has them still.
+    pub(super) fn check_owing(&mut self) {
+        for node in std::mem::take(&mut self.owing) {
+            match &self.slots[node].process {
+                Some(Process::Ours(ours)) => {
+                    if self.cpg.waiting(node) > 0 || ours.storing() {
+                        self.owing.insert(node);
+                    }
+                }
+                _ => self.part(),
+            }
         }
     }
 

@@ -12,6 +12,10 @@ use super::world::{Class, Mix, Request, World};
 impl World {
     pub(super) fn request(&mut self) {
         let node = self.rng.below(self.slots.len());
+        self.request_on(node);
+    }
+
+    fn request_on(&mut self, node: usize) {
         let Some(process) = &self.slots[node].process else {
             return;
         };
@@ -117,6 +121,7 @@ impl World {
         let node = self.rng.below(self.slots.len());
         let some_time = Duration::from_millis(self.rng.below(8000) as u64);
         match self.rng.below(10) {
+            0 if self.class == Class::Partitions => self.cut_while_sending(node),
             0..3 if self.class == Class::Partitions => self.split_or_heal(),
             0..5 => {
                 if self.slots[node].process.is_some() && self.may_lose(node) {
@@ -151,6 +156,22 @@ impl World {
         for request in self.requests.values_mut().filter(|r| r.node == node) {
             request.since = request.since.max(until);
         }
+    }
+
+    /// A node loses the others while they have not seen yet what it sends: more changes than they may
+    /// make until it is back.
+    fn cut_while_sending(&mut self, node: usize) {
+        for _ in 0..8 {
+            self.request_on(node);
+        }
+        for _ in 0..16 {
+            self.send(node);
+            self.input(node);
+        }
+        self.split = true;
+        let components: Vec<usize> = (0..self.slots.len()).map(|n| (n == node).into()).collect();
+        self.note(|| format!("network: {components:?}"));
+        self.cpg.split(&components, &mut self.rng);
     }
 
     fn split_or_heal(&mut self) {

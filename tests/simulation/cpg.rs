@@ -53,8 +53,18 @@ pub struct Cpg {
     ports: Vec<Port>,
     seq: u64,
     views: u64,
-    /// Messages that some component will never get, and whether that has the quorum.
-    pub dropped: Vec<(Rc<[u8]>, bool)>,
+    /// Messages that some component will never get.
+    pub dropped: Vec<Dropped>,
+}
+
+/// A message that a component will never get.
+pub struct Dropped {
+    pub bytes: Rc<[u8]>,
+    /// That component has the quorum.
+    pub quorate: bool,
+    /// Who sent it, and whether nobody else has it.
+    pub sender: usize,
+    pub alone: bool,
 }
 
 impl Cpg {
@@ -290,11 +300,11 @@ impl Cpg {
             .unwrap_or(0);
         let foreign = |input: &Input| match input {
             Input::Deliver { from, seq, bytes } if *seq > seen && !ids.contains(from) => {
-                Some((*seq, Rc::clone(bytes)))
+                Some((*seq, Rc::clone(bytes), from.nodeid as usize - 1))
             }
             _ => None,
         };
-        let mut waiting: Vec<(u64, Rc<[u8]>)> = members
+        let mut waiting: Vec<(u64, Rc<[u8]>, usize)> = members
             .iter()
             .flat_map(|n| self.ports[*n].inbox.iter().filter_map(foreign))
             .collect();
@@ -309,11 +319,15 @@ impl Cpg {
                 |i| !matches!(i, Input::Deliver { from, seq, .. } if *seq >= cut && !ids.contains(from)),
             );
         }
-        self.dropped.extend(
-            waiting
-                .into_iter()
-                .filter(|(seq, _)| *seq >= cut)
-                .map(|(_, bytes)| (bytes, quorate)),
-        );
+        for (_, bytes, sender) in waiting.into_iter().filter(|(seq, ..)| *seq >= cut) {
+            let component = self.ports[sender].component;
+            let with_it = self.ports.iter().filter(|p| p.component == component);
+            self.dropped.push(Dropped {
+                bytes,
+                quorate,
+                sender,
+                alone: component.is_none() || with_it.count() == 1,
+            });
+        }
     }
 }

@@ -94,6 +94,8 @@ pub struct World {
     pub(super) formed: bool,
     /// Grows whenever they may part.
     pub(super) era: usize,
+    /// Nodes that have changes which the others lack, and are to take them back.
+    pub(super) owing: BTreeSet<usize>,
     pub(super) effects: Vec<(usize, Effect)>,
     pub trace: Option<Vec<String>>,
 }
@@ -162,6 +164,7 @@ impl World {
             acknowledged: 0,
             formed: false,
             era: 0,
+            owing: BTreeSet::new(),
             effects: Vec::new(),
             trace: tracing.then(Vec::new),
         }
@@ -359,7 +362,7 @@ impl World {
         }
     }
 
-    fn input(&mut self, node: usize) {
+    pub(super) fn input(&mut self, node: usize) {
         let Some(input) = self.cpg.next(node) else {
             return;
         };
@@ -380,7 +383,7 @@ impl World {
         }
     }
 
-    fn send(&mut self, node: usize) {
+    pub(super) fn send(&mut self, node: usize) {
         let mut what = None;
         self.with(node, |process, _, now, out| what = process.send(now, out));
         match what {
@@ -420,19 +423,28 @@ impl World {
                 }
             }
         }
-        for (bytes, quorate) in std::mem::take(&mut self.cpg.dropped) {
-            if let Some((path, creates)) = file_of(&bytes) {
-                if creates && quorate {
+        for dropped in std::mem::take(&mut self.cpg.dropped) {
+            if let Some((path, creates)) = file_of(&dropped.bytes) {
+                if creates && dropped.quorate {
                     self.check_dropped(&path)?;
                 }
                 self.at_risk.insert(path.as_bytes().to_vec());
             }
-            // Two histories with equal versions may meet now: a limit of the protocol.
-            self.formed = false;
-            self.era += 1;
+            if dropped.alone && self.mix == Mix::Ours {
+                self.owing.insert(dropped.sender);
+            } else {
+                self.part();
+            }
         }
+        self.check_owing();
         self.check_equal()?;
         self.check_waits()
+    }
+
+    /// Two histories with equal versions may meet from now on: a limit of the protocol.
+    pub(super) fn part(&mut self) {
+        self.formed = false;
+        self.era += 1;
     }
 
     fn wish(&mut self, node: usize, wish: Wish) {

@@ -9,6 +9,36 @@ impl Bench {
         let sent = sends(&self.submit(ticket, "a"));
         self.deliver(ME, &sent[0])
     }
+
+    /// With one other member, synchronised; the first item is with everybody, two more may not be.
+    fn in_the_middle() -> Self {
+        let mut bench = Bench::syncing();
+        bench.state(YOU, Type::State, &[0]);
+        bench.applied(1);
+        assert_eq!(released(&bench.round()), [1]);
+        bench.applied(2);
+        // Sent together: they show that the ones before are with everybody.
+        let next = [3, 4].map(|ticket| sends(&bench.submit(ticket, "b")));
+        assert_eq!(released(&bench.deliver(ME, &next[0][0])), [2]);
+        bench.deliver(ME, &next[1][0]);
+        assert_eq!(bench.items(), 4);
+        bench
+    }
+
+    fn items(&self) -> usize {
+        self.machine.app().items.len()
+    }
+
+    /// The quorum is lost or gained.
+    fn quorum(&mut self, quorate: bool) -> Vec<Act> {
+        self.machine.app_mut().refuse = !quorate;
+        self.give(Event::App(Consequence::None))
+    }
+
+    fn left_with(&mut self, members: &[MemberId]) -> Vec<Act> {
+        let joined = &[];
+        self.give(Event::Confchg { members, joined })
+    }
 }
 
 #[test]
@@ -142,4 +172,64 @@ fn what_changed_nothing_is_told_at_once() {
     let out = bench.deliver(ME, &sent[0]);
     assert_eq!(replies(&out), [(1, Ok(NOTHING))]);
     assert!(bench.give(Event::Idle).is_empty());
+}
+
+#[test]
+fn a_node_that_has_lost_the_others_takes_back_what_nobody_was_told_of() {
+    let mut bench = Bench::in_the_middle();
+    let refused = [(3, Err(Busy)), (4, Err(Busy))];
+    assert_eq!(replies(&bench.quorum(false)), refused);
+    // Whether the other one has it is not known yet.
+    assert_eq!(bench.items(), 4);
+    assert!(replies(&bench.left_with(&[ME])).is_empty());
+    assert_eq!(bench.items(), 2);
+    // The other way round.
+    let mut bench = Bench::in_the_middle();
+    bench.left_with(&[ME]);
+    assert_eq!(bench.items(), 4);
+    assert_eq!(replies(&bench.quorum(false)), refused);
+    assert_eq!(bench.items(), 2);
+    // Corosync itself is gone.
+    let mut bench = Bench::in_the_middle();
+    assert_eq!(replies(&bench.give(Event::Disconnected)), refused);
+    assert_eq!(bench.items(), 2);
+}
+
+#[test]
+fn what_is_with_the_majority_is_not_taken_back() {
+    let mut bench = Bench::in_the_middle();
+    // Alone, but nobody else can go on.
+    bench.left_with(&[ME]);
+    assert_eq!(released(&bench.round()), [3, 4]);
+    bench.quorum(false);
+    assert_eq!(bench.items(), 4);
+    // The quorum comes back before anybody is missed.
+    let mut bench = Bench::in_the_middle();
+    bench.quorum(false);
+    bench.quorum(true);
+    bench.quorum(false);
+    bench.left_with(&[ME]);
+    assert_eq!(bench.items(), 4);
+}
+
+#[test]
+fn what_another_node_has_too_is_not_taken_back() {
+    let mut bench = Bench::in_the_middle();
+    bench.quorum(false);
+    bench.left_with(&[ME, YOU]);
+    assert_eq!(bench.items(), 4);
+}
+
+#[test]
+fn what_reaches_nobody_else_is_dropped() {
+    let mut bench = Bench::in_the_middle();
+    let late = sends(&bench.submit(5, "late"));
+    bench.quorum(false);
+    bench.left_with(&[ME]);
+    let out = bench.deliver(ME, &late[0]);
+    assert_eq!(replies(&out), [(5, Err(Busy))]);
+    assert_eq!(bench.items(), 2);
+    // It stays where it is, ready for the others.
+    assert_eq!(bench.machine.mode(), Mode::Synced);
+    bench.start_sync();
 }

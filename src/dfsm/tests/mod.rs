@@ -21,6 +21,8 @@ struct List {
     verdict: Option<Verdict<usize>>,
     commits: bool,
     stays_out: bool,
+    /// So many of `items` stay for good.
+    kept: usize,
 }
 
 impl Application for List {
@@ -100,6 +102,15 @@ impl Application for List {
     fn synced(&mut self, _: &mut Ctx<()>) {}
     fn checksum(&mut self) -> Option<[u8; 32]> {
         Some([self.items.len() as u8; 32])
+    }
+    fn changes(&self) -> u64 {
+        self.items.len() as u64
+    }
+    fn keep(&mut self, changes: u64) {
+        self.kept = self.items.len().min(changes as usize);
+    }
+    fn take_back(&mut self, _: &mut Ctx<()>) {
+        self.items.truncate(self.kept);
     }
     fn event(&mut self, event: Consequence, _: &mut Ctx<()>) -> Consequence {
         event
