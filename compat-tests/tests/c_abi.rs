@@ -136,38 +136,47 @@ fn same_answers_as_libqb(subject: &Subject) {
             node.command_as(identity.0, identity.1, abi(FOR_EVERYBODY)),
             "raw",
         );
-        for (op, payload) in &requests {
-            if *op == 10 {
-                // Until a new second: the text is kept for one, and both shall see the same.
-                std::thread::sleep(Duration::from_millis(2100));
-            }
-            let reply = qb.request(*op, payload, None);
-            let Reply::Answer {
-                payload: theirs, ..
-            } = &reply
-            else {
-                panic!("op {op} of {name}: {reply:?}");
-            };
-            let hex: String = payload.iter().map(|b| format!("{b:02x}")).collect();
-            let line = ours.ask(&format!("{op} {hex}"));
-            let (code, answer) = line.split_once(' ').unwrap();
-            assert_eq!(
-                Some(code.parse().unwrap()),
-                reply.error(),
-                "op {op} of {name}"
-            );
-            let mut theirs = theirs.clone();
-            let mut answer = unhex(answer);
-            if *op == 10 && !subject.is_ours() {
-                // the C daemon ends a fresh dump with NUL, the same one from its cache not
-                for text in [&mut theirs, &mut answer] {
-                    text.retain(|byte| *byte != 0);
-                }
+        for request in &requests {
+            let op = request.0;
+            let [mut answer, mut theirs] = answers(subject, &qb, &mut ours, request);
+            if answer != theirs && op == 10 {
+                // The text is kept for a second, which may have ended between the two.
+                [answer, theirs] = answers(subject, &qb, &mut ours, request);
             }
             assert_eq!(answer, theirs, "op {op} of {name}");
         }
     }
     daemon.stop();
+}
+
+/// Result and answer of one request through libpmxcfs and through libqb.
+fn answers(
+    subject: &Subject,
+    qb: &Client,
+    ours: &mut Waiter,
+    (op, payload): &(i32, Vec<u8>),
+) -> [(i32, Vec<u8>); 2] {
+    let reply = qb.request(*op, payload, None);
+    let Reply::Answer {
+        payload: theirs, ..
+    } = &reply
+    else {
+        panic!("op {op}: {reply:?}");
+    };
+    let hex: String = payload.iter().map(|b| format!("{b:02x}")).collect();
+    let line = ours.ask(&format!("{op} {hex}"));
+    let (code, answer) = line.split_once(' ').unwrap();
+    let mut both = [
+        (code.parse().unwrap(), unhex(answer)),
+        (reply.error().unwrap(), theirs.clone()),
+    ];
+    if *op == 10 && !subject.is_ours() {
+        // the C daemon ends a fresh dump with NUL, the same one from its cache not
+        for (_, text) in &mut both {
+            text.retain(|byte| *byte != 0);
+        }
+    }
+    both
 }
 
 /// 20 clients call on while the daemon is restarted: no call fails, as the restart flag asks for.

@@ -68,7 +68,7 @@ fn no_client_is_failed() {
 
     newer(&machine);
     let pid = unit(&machine, "MainPID");
-    under_clients(&machine, "upgrade", 30, || {
+    under_clients(&machine, "upgrade", 24, || {
         machine.ok("apt-get install -y /newer/*.deb");
     });
     assert!(runs_our_daemon(&machine));

@@ -108,7 +108,7 @@ fn watchdog_restarts_a_daemon_that_hangs() {
     slow_restart(&machine, "WatchdogSec=6\\n");
     machine.ok("systemctl restart pve-cluster");
     let pid = unit(&machine, "MainPID");
-    std::thread::sleep(Duration::from_secs(10));
+    std::thread::sleep(Duration::from_secs(8));
     assert_eq!(
         unit(&machine, "MainPID"),
         pid,
@@ -142,7 +142,7 @@ fn daemonising_works_too() {
     assert!(runs_our_daemon(&machine));
     let pid = unit(&machine, "MainPID");
     assert_eq!(machine.ok("cat /run/pve-cluster.pid"), pid);
-    std::thread::sleep(Duration::from_secs(10));
+    std::thread::sleep(Duration::from_secs(8));
     assert_eq!(unit(&machine, "MainPID"), pid, "the watchdog is served");
     machine.ok("systemctl stop pve-cluster");
     assert!(flag_exists(&machine));
