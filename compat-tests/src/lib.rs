@@ -14,6 +14,7 @@
 //! * [`model`] – the changes of the crash test.
 //! * [`python`], [`text`], [`vectors`] – reading and comparing golden data.
 //! * [`report`] – the numbers measured.
+//! * [`rrdtool`] – the program.
 //! * [`shm`] – the shared-memory transport spoken by hand, by clients that mean harm.
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)]
@@ -29,6 +30,7 @@ pub mod machine;
 pub mod model;
 pub mod python;
 pub mod report;
+pub mod rrdtool;
 pub mod shm;
 pub mod subject;
 pub mod text;

@@ -10,7 +10,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use super::sync::{Outcome, SyncCommit, version_row};
+use super::sync::{Outcome, SyncCommit, rows_of, successor};
 use crate::memdb::{Change, Inode, LoadError, LoadRow, Op, ROOT_INODE, RootRow, Row, Tree};
 
 /// Content that is kept for this, in bytes. What is beyond cannot be taken back.
@@ -107,11 +107,7 @@ impl History {
 
     /// The tree without these changes, and what has to be stored; they are forgotten.
     pub fn take_back(&mut self, tree: &Tree, now: u32) -> Result<Outcome, LoadError> {
-        let mut rows: BTreeMap<i64, LoadRow> = tree
-            .iter()
-            .filter_map(|(inode, _)| tree.row(inode))
-            .map(|row| (row.inode as i64, LoadRow::from(&row)))
-            .collect();
+        let mut rows = rows_of(tree, |_| true);
         let mut root = tree.root_row();
         let mut touched = BTreeSet::new();
         self.bytes = 0;
@@ -126,9 +122,7 @@ impl History {
                 };
             }
         }
-        rows.insert(ROOT_INODE as i64, version_row(root));
-        let (mut result, notes) = Tree::load(rows.into_values(), now)?;
-        result.rebuild_locks_keeping(tree, now);
+        let (result, notes) = successor(tree, rows, root, now)?;
         let (put, gone): (Vec<_>, Vec<_>) = touched
             .into_iter()
             .map(|inode| (inode, result.row(inode)))
@@ -155,6 +149,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
+    use crate::dcdb::sync::version_row;
     use crate::dcdb::{Action, Dcdb, Event, Write, wire::Message};
     use crate::dfsm::{Application, Ctx, Delivery, MemberId, Verdict};
     use crate::memdb::TreePath;

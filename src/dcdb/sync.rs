@@ -99,13 +99,7 @@ pub(super) fn build(
         .filter(|inode| !keep.contains(inode))
         .collect();
     let mut root = None;
-    // By signed inode, as SQLite returns them.
-    let mut rows: BTreeMap<i64, LoadRow> = old
-        .iter()
-        .filter(|(inode, _)| keep.contains(inode))
-        .filter_map(|(inode, _)| old.row(inode))
-        .map(|row| (row.inode as i64, LoadRow::from(&row)))
-        .collect();
+    let mut rows = rows_of(old, |inode| keep.contains(&inode));
     let mut put: BTreeMap<Inode, Row> = BTreeMap::new();
     for Update(row) in updates {
         if row.inode == ROOT_INODE {
@@ -119,15 +113,11 @@ pub(super) fn build(
             put.insert(row.inode, row.clone());
         }
     }
-    rows.insert(
-        ROOT_INODE as i64,
-        version_row(root.unwrap_or_else(|| old.root_row())),
-    );
-    let (mut tree, notes) = Tree::load(rows.into_values(), now).map_err(CommitError::Load)?;
+    let version = root.unwrap_or_else(|| old.root_row());
+    let (tree, notes) = successor(old, rows, version, now).map_err(CommitError::Load)?;
     if tree.index() != *master {
         return Err(CommitError::Mismatch);
     }
-    tree.rebuild_locks_keeping(old, now);
     let commit = SyncCommit {
         delete,
         put: put.into_values().collect(),
@@ -138,6 +128,27 @@ pub(super) fn build(
         commit,
         notes,
     })
+}
+
+/// Rows of a tree, the version row excepted, by signed inode, as SQLite returns them.
+pub(super) fn rows_of(tree: &Tree, keep: impl Fn(Inode) -> bool) -> BTreeMap<i64, LoadRow> {
+    let kept = tree.iter().filter(|(inode, _)| keep(*inode));
+    kept.filter_map(|(inode, _)| tree.row(inode))
+        .map(|row| (row.inode as i64, LoadRow::from(&row)))
+        .collect()
+}
+
+/// The tree of these rows, with the lock ages of the one it replaces.
+pub(super) fn successor(
+    old: &Tree,
+    mut rows: BTreeMap<i64, LoadRow>,
+    root: RootRow,
+    now: u32,
+) -> Result<(Tree, Vec<LoadNote>), LoadError> {
+    rows.insert(ROOT_INODE as i64, version_row(root));
+    let (mut tree, notes) = Tree::load(rows.into_values(), now)?;
+    tree.rebuild_locks_keeping(old, now);
+    Ok((tree, notes))
 }
 
 pub(super) fn version_row(root: RootRow) -> LoadRow {

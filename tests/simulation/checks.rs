@@ -38,21 +38,21 @@ impl World {
             let version = process.tree().root_row().version;
             if slot.print.0 != version {
                 // (A lower one: it took back what nobody was told of.)
-                if slot.version < version && process.members() <= majority {
+                let lonely = slot.version < version && process.members() <= majority;
+                slot.print = (version, fingerprint(process.tree()));
+                slot.version = version;
+                if lonely {
                     // Quorum counts nodes: a node whose peers are up but do not run the service
                     // may write, and its history is as long as any. A limit of the protocol.
-                    self.formed = false;
-                    self.era += 1;
+                    self.part();
                     self.created.clear();
                     self.written.clear();
                 }
-                slot.print = (version, fingerprint(process.tree()));
-                slot.version = version;
             }
-            if self.mix == Mix::Wild && slot.c {
+            if self.mix == Mix::Wild && self.slots[node].c {
                 continue;
             }
-            let print = slot.print.1;
+            let print = self.slots[node].print.1;
             for (other, v, p) in &seen {
                 let epoch = self.slots[*other].process.as_ref().map(Process::epoch);
                 // Cut off from each other they may have got different last messages.

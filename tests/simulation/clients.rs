@@ -169,9 +169,7 @@ impl World {
             self.input(node);
         }
         self.split = true;
-        let components: Vec<usize> = (0..self.slots.len()).map(|n| (n == node).into()).collect();
-        self.note(|| format!("network: {components:?}"));
-        self.cpg.split(&components, &mut self.rng);
+        self.network((0..self.slots.len()).map(|n| (n == node).into()).collect());
     }
 
     fn split_or_heal(&mut self) {
@@ -181,7 +179,12 @@ impl World {
             2 + self.rng.below(2)
         };
         self.split = parts > 1;
-        let components: Vec<usize> = self.slots.iter().map(|_| self.rng.below(parts)).collect();
+        let components = self.slots.iter().map(|_| self.rng.below(parts)).collect();
+        self.network(components);
+    }
+
+    /// Component of each node.
+    fn network(&mut self, components: Vec<usize>) {
         self.note(|| format!("network: {components:?}"));
         self.cpg.split(&components, &mut self.rng);
     }

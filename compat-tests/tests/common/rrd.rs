@@ -32,25 +32,10 @@ pub fn now() -> u32 {
     u32::try_from(now.unwrap().as_secs()).unwrap()
 }
 
-/// What `rrdtool` prints about a file of the node (named below the base directory). It does not
-/// wait for a file that the daemon is just writing, so that is done here.
+/// What `rrdtool` prints about a file of the node (named below the base directory).
 pub fn rrdtool(node: &Node, command: &str, file: &str, args: &[&str]) -> String {
-    let start = Instant::now();
-    loop {
-        let output = Command::new("rrdtool")
-            .arg(command)
-            .arg(node.path(BASE).join(file))
-            .args(args)
-            .output()
-            .unwrap_or_else(|error| panic!("cannot run rrdtool (apt install rrdtool): {error}"));
-        let error = String::from_utf8_lossy(&output.stderr);
-        if error.contains("could not lock RRD") && start.elapsed() < Duration::from_secs(5) {
-            std::thread::sleep(Duration::from_millis(10));
-            continue;
-        }
-        assert!(output.status.success(), "rrdtool {command} {file}: {error}");
-        return String::from_utf8(output.stdout).unwrap();
-    }
+    let file = node.path(BASE).join(file);
+    compat_tests::rrdtool::rrdtool(Command::new("rrdtool").arg(command).arg(file).args(args))
 }
 
 /// Time of the last value in a file, as the disk has it.

@@ -1,6 +1,7 @@
 //! A file that somebody reads while a value is to be written to it, without rrdcached.
 
 use std::fs::{File, OpenOptions};
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,7 @@ const FILE: &str = "pve-storage-9.0/node1/local";
 
 /// Locks the whole file as a reader in another process does, until it is dropped: a lock of the
 /// open file description, because one of the process would not keep this process out.
-fn lock(file: &std::path::Path) -> File {
+fn lock(file: &Path) -> File {
     let opened = OpenOptions::new()
         .read(true)
         .write(true)
@@ -30,16 +31,22 @@ fn lock(file: &std::path::Path) -> File {
     opened
 }
 
-#[test]
-fn a_value_waits_for_a_reader() {
-    let dir = tempfile::tempdir().unwrap();
-    let settings = settings(dir.path());
+/// A file with one value, written directly.
+fn first_value(dir: &Path) -> (RrdHandle, PathBuf) {
+    let settings = settings(dir);
     let file = settings.base_dir.join(FILE);
     let handle = RrdHandle::new(settings).unwrap();
     handle.submit(STORAGE, b"1795333407:5:6\0", NOW);
     wait_for("first value", Duration::from_secs(15), || {
         file.exists() && last_update(&file) == "1795333407: 5 6"
     });
+    (handle, file)
+}
+
+#[test]
+fn a_value_waits_for_a_reader() {
+    let dir = tempfile::tempdir().unwrap();
+    let (handle, file) = first_value(dir.path());
     let reader = lock(&file);
     handle.submit(STORAGE, b"1795333417:7:8\0", NOW + 10);
     thread::sleep(Duration::from_millis(250));
@@ -54,13 +61,7 @@ fn a_value_waits_for_a_reader() {
 #[test]
 fn a_lock_that_stays_costs_its_value_and_a_bounded_time() {
     let dir = tempfile::tempdir().unwrap();
-    let settings = settings(dir.path());
-    let file = settings.base_dir.join(FILE);
-    let handle = RrdHandle::new(settings).unwrap();
-    handle.submit(STORAGE, b"1795333407:5:6\0", NOW);
-    wait_for("first value", Duration::from_secs(15), || {
-        file.exists() && last_update(&file) == "1795333407: 5 6"
-    });
+    let (handle, file) = first_value(dir.path());
     let reader = lock(&file);
     let start = Instant::now();
     // More of them than one alone may wait for: they share the time.

@@ -32,24 +32,9 @@ fn settings(dir: &Path) -> Settings {
     settings
 }
 
-/// Runs `rrdtool` and returns what it prints. It does not wait for a file that the daemon is just
-/// writing, so that is done here.
+/// Runs `rrdtool` and returns what it prints.
 fn rrdtool(args: &[&str]) -> String {
-    let start = Instant::now();
-    loop {
-        let output = Command::new("rrdtool")
-            .args(args)
-            .env("TZ", "UTC")
-            .output()
-            .unwrap_or_else(|error| panic!("cannot run rrdtool (package rrdtool): {error}"));
-        let error = String::from_utf8_lossy(&output.stderr).into_owned();
-        if error.contains("could not lock RRD") && start.elapsed() < Duration::from_secs(5) {
-            std::thread::sleep(Duration::from_millis(10));
-            continue;
-        }
-        assert!(output.status.success(), "rrdtool {args:?}: {error}");
-        return String::from_utf8(output.stdout).unwrap();
-    }
+    compat_tests::rrdtool::rrdtool(Command::new("rrdtool").args(args).env("TZ", "UTC"))
 }
 
 /// Text of a file below `compat-tests/golden/status/rrd`.
