@@ -8,6 +8,7 @@ use std::time::Duration;
 use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
+use crate::fs::NameCache;
 use crate::rrd;
 
 /// Everything the daemon is told from outside.
@@ -41,6 +42,8 @@ pub struct Config {
     pub write_timeout: Duration,
     /// Cluster: time between two comparisons of all databases.
     pub verify_interval: Duration,
+    /// How the kernel's names are kept true; `None`: as well as it can.
+    pub name_cache: Option<NameCache>,
 }
 
 /// What the arguments ask for.
@@ -157,6 +160,18 @@ fn command() -> Command {
             "Cluster: time between two checksum rounds, in seconds",
             VERIFY_INTERVAL,
         ))
+        .arg(
+            Arg::new("name-cache")
+                .long("name-cache")
+                .value_name("HOW")
+                .help(
+                    "How cached names follow other nodes: at once (epoch, Linux 6.16), \
+                     within a second (lifetime), or the best of both (auto)",
+                )
+                .value_parser(["auto", "epoch", "lifetime"])
+                .hide_possible_values(true)
+                .default_value("auto"),
+        )
 }
 
 /// Parses the arguments after the program name.
@@ -258,6 +273,11 @@ fn check(matches: &ArgMatches) -> Parsed {
         node_ip: matches.get_one::<IpAddr>("node-ip").copied(),
         write_timeout: seconds("write-timeout"),
         verify_interval: seconds("verify-interval"),
+        name_cache: match matches.get_one::<String>("name-cache").map(String::as_str) {
+            Some("epoch") => Some(NameCache::Epoch),
+            Some("lifetime") => Some(NameCache::Lifetime),
+            _ => None,
+        },
     }))
 }
 
@@ -346,6 +366,16 @@ mod tests {
         assert_eq!(refused(&["--node-name", "-bad"]).1, 1);
         assert_eq!(refused(&["--node-ip", "nonsense"]).1, 1);
         assert_eq!(refused(&["--mountpoint"]).1, 1);
+        assert_eq!(refused(&["--name-cache", "never"]).1, 1);
+    }
+
+    #[test]
+    fn the_means_for_names_can_be_chosen() {
+        let chosen = |how: &str| config(&["--name-cache", how]).name_cache;
+        assert_eq!(config(&[]).name_cache, None);
+        assert_eq!(chosen("auto"), None);
+        assert_eq!(chosen("epoch"), Some(NameCache::Epoch));
+        assert_eq!(chosen("lifetime"), Some(NameCache::Lifetime));
     }
 
     #[test]

@@ -195,8 +195,12 @@ fn serve_files(
     );
     let device = crate::fs::mount::mount(&config.mountpoint)
         .map_err(|err| StartError::Mount(err.to_string()))?;
-    let served = crate::fs::serve(device, view, Tuning::default(), signals::terminate_self)
-        .map_err(|err| {
+    let tuning = Tuning {
+        names: config.name_cache,
+        ..Tuning::default()
+    };
+    let served =
+        crate::fs::serve(device, view, tuning, signals::terminate_self).map_err(|err| {
             unmount(&config.mountpoint);
             StartError::Fuse(err)
         })?;

@@ -88,6 +88,7 @@ pub fn entry(ino: Ino, is_dir: bool, size: u64, mtime: u32, perm: u16, gid: u32)
         size,
         blocks: size.div_ceil(BLOCK),
         mtime,
+        edition: 0,
         gid,
     }
 }
@@ -102,6 +103,7 @@ pub fn plugin(ino: Ino, kind: FileKind, size: u64, perm: u16, gid: u32) -> Attr 
         size,
         blocks: 0,
         mtime: 0,
+        edition: 0,
         gid,
     }
 }

@@ -15,22 +15,15 @@ use super::ops::{Ino, ROOT_INO};
 use crate::memdb::{Change, Inode, Kind, RemovedEntry, TreePath};
 use crate::replica::Observer;
 
+/// Editions stay below the nanoseconds of a second.
+const EDITIONS: u32 = 1_000_000_000;
+
 /// Continues a request once the text of a dot file is there.
 pub type Waiter = Box<dyn FnOnce(&Arc<[u8]>) + Send>;
 
 /// Moment at which a text was asked for: a text is never older than its ticket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Ticket(u64);
-
-/// Outcome of [`Known::renew`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Renewed {
-    /// Bytes of the text the generation has now.
-    pub size: u64,
-    /// The kernel may still have an earlier text, and has to forget it before anybody is told of
-    /// this one ([`Known::refreshed`]).
-    pub outdated: bool,
-}
 
 /// An entry that has no name any more but that the kernel still refers to.
 #[derive(Debug, Clone)]
@@ -48,8 +41,6 @@ pub struct Generation {
     text: Text,
     /// When the text was asked for.
     asked: Ticket,
-    /// How often the kernel still has to be told to forget an earlier text.
-    outdated: u32,
 }
 
 enum Text {
@@ -64,6 +55,8 @@ pub struct Known {
     pub numbers: Numbers,
     /// References the kernel holds by look-ups; the root is not counted.
     references: HashMap<Ino, u64>,
+    /// See [`Known::edition`]; 0 if absent.
+    editions: HashMap<Ino, u32>,
     orphans: HashMap<Ino, Orphan>,
     generations: HashMap<Ino, Generation>,
     /// Newest generation of each dot file.
@@ -94,12 +87,30 @@ impl Known {
             return;
         }
         self.references.remove(&ino);
+        self.editions.remove(&ino);
         self.orphans.remove(&ino);
         if let Some(gone) = self.generations.remove(&ino) {
             let current = &mut self.current[gone.file as usize];
             if *current == Some(ino) {
                 *current = None;
             }
+        }
+    }
+
+    /// How often the content or the listing of `ino` has changed behind the kernel's back since the
+    /// kernel knows it. The kernel sees it in the modification time ([`Attr::edition`]), and drops
+    /// what it has cached when it sees another one.
+    ///
+    /// [`Attr::edition`]: super::ops::Attr::edition
+    pub fn edition(&self, ino: Ino) -> u32 {
+        self.editions.get(&ino).copied().unwrap_or(0)
+    }
+
+    /// What the kernel has cached of the content or the listing of `ino` is wrong from now on.
+    pub fn outdate(&mut self, ino: Ino) {
+        if ino == ROOT_INO || self.references(ino) > 0 {
+            let edition = self.editions.entry(ino).or_insert(0);
+            *edition = (*edition + 1) % EDITIONS;
         }
     }
 
@@ -169,7 +180,6 @@ impl Known {
         let same = current.filter(|ino| match self.generations.get(ino) {
             Some(Generation {
                 text: Text::Ready(have),
-                outdated: 0,
                 ..
             }) => *have == text,
             _ => false,
@@ -189,15 +199,8 @@ impl Known {
 
     fn add_generation(&mut self, file: DotFile, asked: Ticket, text: Text) -> Ino {
         let ino = self.numbers.new_generation();
-        self.generations.insert(
-            ino,
-            Generation {
-                file,
-                text,
-                asked,
-                outdated: 0,
-            },
-        );
+        self.generations
+            .insert(ino, Generation { file, text, asked });
         self.current[file as usize] = Some(ino);
         ino
     }
@@ -222,29 +225,25 @@ impl Known {
     }
 
     /// Gives a generation another text, unless it has one that was asked for later. The kernel gets
-    /// a reference. `None` if the kernel has forgotten the inode.
-    pub fn renew(&mut self, ino: Ino, asked: Ticket, text: Arc<[u8]>) -> Option<Renewed> {
+    /// a reference. Returns the size in bytes of the text it has now; `None` if the kernel has
+    /// forgotten the inode.
+    pub fn renew(&mut self, ino: Ino, asked: Ticket, text: Arc<[u8]>) -> Option<u64> {
         let generation = self.generations.get_mut(&ino)?;
         let Text::Ready(have) = &mut generation.text else {
             return None;
         };
-        let mut outdated = generation.outdated > 0;
+        let mut outdated = false;
         if asked > generation.asked {
-            outdated |= *have != text;
+            outdated = *have != text;
             *have = text;
             generation.asked = asked;
         }
         let size = have.len() as u64;
-        generation.outdated += u32::from(outdated);
         self.refer_ino(ino);
-        Some(Renewed { size, outdated })
-    }
-
-    /// The kernel was told to forget earlier texts of a generation.
-    pub fn refreshed(&mut self, ino: Ino) {
-        if let Some(generation) = self.generations.get_mut(&ino) {
-            generation.outdated = generation.outdated.saturating_sub(1);
+        if outdated {
+            self.outdate(ino);
         }
+        Some(size)
     }
 
     /// The dot file that an inode is a generation of.
@@ -348,6 +347,21 @@ mod tests {
     }
 
     #[test]
+    fn editions_last_as_long_as_the_kernel_knows_the_inode() {
+        let mut known = Known::default();
+        known.outdate(5);
+        assert_eq!(known.edition(5), 0);
+        known.refer(5);
+        known.outdate(5);
+        known.outdate(5);
+        assert_eq!(known.edition(5), 2);
+        known.forget(5, 1);
+        assert_eq!(known.edition(5), 0);
+        known.outdate(ROOT_INO);
+        assert_eq!(known.edition(ROOT_INO), 1);
+    }
+
+    #[test]
     fn odd_inodes_can_be_orphans() {
         let mut known = Known::default();
         let ino = known.refer(1);
@@ -367,12 +381,11 @@ mod tests {
         known.generation(file, asked, text(content))
     }
 
-    /// Renewal with a text that is asked for now: outdated?
-    fn renew(known: &mut Known, ino: Ino, content: &str) -> Option<bool> {
+    /// Renewal with a text that is asked for now: the edition after that.
+    fn renew(known: &mut Known, ino: Ino, content: &str) -> Option<u32> {
         let asked = known.ticket();
-        known
-            .renew(ino, asked, text(content))
-            .map(|renewed| renewed.outdated)
+        known.renew(ino, asked, text(content))?;
+        Some(known.edition(ino))
     }
 
     #[test]
@@ -405,21 +418,15 @@ mod tests {
         assert_eq!(known.newest(DotFile::Version), None);
         let ino = now(&mut known, DotFile::Version, "1");
         assert_eq!(known.newest(DotFile::Version), Some(ino));
-        assert_eq!(renew(&mut known, ino, "1"), Some(false));
-        assert_eq!(renew(&mut known, ino, "2"), Some(true));
-        // Nobody gets it as it is before the kernel has forgotten the first text.
-        assert_eq!(renew(&mut known, ino, "2"), Some(true));
-        known.refreshed(ino);
-        assert_eq!(renew(&mut known, ino, "2"), Some(true));
-        known.refreshed(ino);
-        known.refreshed(ino);
-        assert_eq!(renew(&mut known, ino, "2"), Some(false));
+        assert_eq!(renew(&mut known, ino, "1"), Some(0));
+        assert_eq!(renew(&mut known, ino, "2"), Some(1));
+        assert_eq!(renew(&mut known, ino, "2"), Some(1));
         assert_eq!(now(&mut known, DotFile::Version, "2"), ino);
-        renew(&mut known, ino, "3");
-        assert_ne!(now(&mut known, DotFile::Version, "3"), ino);
-        assert_eq!(known.references(ino), 8);
-        known.forget(ino, 8);
+        assert_eq!(known.edition(ino), 1);
+        assert_eq!(known.references(ino), 5);
+        known.forget(ino, 5);
         assert_eq!(renew(&mut known, ino, "3"), None);
+        assert_eq!(known.edition(ino), 0);
         let asked = known.ticket();
         known.awaited_generation(DotFile::Version, asked);
         assert_eq!(known.newest(DotFile::Version), None);
@@ -430,16 +437,9 @@ mod tests {
         let mut known = Known::default();
         let ino = now(&mut known, DotFile::Version, "1");
         let (early, late) = (known.ticket(), known.ticket());
-        assert_eq!(known.renew(ino, late, text("333")).unwrap().size, 3);
-        known.refreshed(ino);
-        let kept = known.renew(ino, early, text("22")).unwrap();
-        assert_eq!(
-            kept,
-            Renewed {
-                size: 3,
-                outdated: false
-            }
-        );
+        assert_eq!(known.renew(ino, late, text("333")), Some(3));
+        assert_eq!(known.renew(ino, early, text("22")), Some(3));
+        assert_eq!(known.edition(ino), 1);
     }
 
     #[test]

@@ -30,7 +30,7 @@ mod view;
 pub use adapter::{Served, Tuning, serve};
 pub use counters::RequestCounts;
 pub use known::Inodes;
-pub use notify::Notifier;
+pub use notify::{NameCache, Notifier};
 pub use view::{View, ViewConfig};
 
 /// The computed files in the root of the mount (status.md 2).

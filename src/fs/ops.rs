@@ -54,6 +54,9 @@ pub struct Attr {
     pub blocks: u64,
     /// Seconds since the epoch; all three times are the same.
     pub mtime: u32,
+    /// Nanoseconds of the modification time: another number makes the kernel drop the content, or
+    /// the listing, that it has cached.
+    pub edition: u32,
     pub gid: u32,
 }
 

@@ -1,12 +1,12 @@
-//! Announces changes after they are visible (design.md 6: first the file, then its version).
+//! Announces changes after they are visible (first the file, then its version).
 //!
 //! The kernel knows a new name only when the caller of `rename` has taken our answer and is back
 //! in the VFS. If `.version` rose before the answer, a reader could see the new version, open the
 //! name and still get the old file from the dentry cache. If it rose some time after the answer,
 //! the caller could see an old version after its own rename. So: the answer is sent, then this
-//! thread waits until the kernel has left the directory (the *barrier*: an invalidation of a name
-//! that does not exist takes the directory's lock), then it announces; and whoever asks for
-//! versions in between waits for that, some microseconds, [`PATIENCE`] at most.
+//! thread waits until the kernel's caches show the change ([`Barrier::settle`], which is bounded),
+//! then it announces; and whoever asks for versions in between waits for that, some microseconds,
+//! [`PATIENCE`] at most.
 #![forbid(unsafe_code)]
 
 use std::collections::VecDeque;
@@ -24,32 +24,20 @@ use crate::memdb::{Change, Effects};
 /// How long a question for versions waits for announcements before it gets the old ones.
 pub const PATIENCE: Duration = Duration::from_millis(100);
 
-/// How long a barrier may hold up all announcements. A process that may only list a directory can
-/// keep its lock for as long as it likes (its buffer for the listing need only be slow), so after
-/// this time the announcements go on without that barrier. The change itself is visible by then:
-/// its caller had to leave the directory before anybody else could lock it.
-const STUCK: Duration = Duration::from_secs(1);
-
-/// Makes changes visible through the mount.
+/// Makes changes visible through the mount. Nothing here waits for a request that this process has to
+/// answer.
 pub trait Barrier: Send + Sync {
-    /// May the kernel know anything that `change`, which is in the tree, has made wrong? Does not
-    /// wait.
+    /// May the kernel know anything that `change`, which is in the tree, has made wrong?
     fn concerns(&self, change: &Change) -> bool;
 
     /// A change that came through the mount and was answered before: returns when the kernel has
-    /// finished the operation. May take as long as another operation holds the directory.
+    /// finished the operation, after a quarter of a second at the latest.
     fn settle(&self, change: &Change);
 
-    /// Makes a change visible of which the kernel does not know. May take as long as [`settle`]
-    /// does, and as long as somebody else writes to the same file.
-    ///
-    /// [`settle`]: Barrier::settle
+    /// Makes a change visible of which the kernel does not know.
     fn invalidate(&self, change: &Change);
 
-    /// This node may (not) write any more: the kernel has to forget all modes. May take as long as
-    /// [`settle`] does.
-    ///
-    /// [`settle`]: Barrier::settle
+    /// This node may (not) write any more: the kernel has to forget all modes.
     fn quorum_changed(&self);
 }
 
@@ -60,31 +48,24 @@ pub type Progress = Arc<dyn Fn() + Send + Sync>;
 
 type Waiter = Box<dyn FnOnce() + Send>;
 
-/// What the kernel has to be through with.
-enum Barred {
-    /// A change that was answered at that moment.
-    Settle(Box<Change>, Instant),
-    Forget(Box<Change>),
-    /// The differences of a tree that was replaced.
+/// What is to be done before an announcement.
+enum Before {
+    Nothing,
+    /// The kernel has to be through with a change that was answered.
+    Settle(Box<Change>),
+    /// The kernel has to forget the differences of a tree that was replaced.
     Differences(Vec<Change>),
     Quorum,
 }
 
-impl Barred {
+impl Before {
     fn pass(&self, barrier: &dyn Barrier) {
         match self {
-            Barred::Settle(change, _) => barrier.settle(change),
-            Barred::Forget(change) => barrier.invalidate(change),
-            Barred::Differences(changes) => changes.iter().for_each(|c| barrier.invalidate(c)),
-            Barred::Quorum => barrier.quorum_changed(),
+            Before::Nothing => {}
+            Before::Settle(change) => barrier.settle(change),
+            Before::Differences(changes) => changes.iter().for_each(|c| barrier.invalidate(c)),
+            Before::Quorum => barrier.quorum_changed(),
         }
-    }
-
-    /// Behind others that were stuck, and nothing for the kernel to forget: whoever made this change
-    /// is long done with it.
-    fn is_done(&self) -> bool {
-        matches!(self, Barred::Settle(change, answered)
-            if change.put.is_some() && answered.elapsed() >= STUCK)
     }
 }
 
@@ -96,33 +77,13 @@ enum News {
 }
 
 enum Job {
-    /// Announce when the kernel is through with it.
-    Behind(Barred, News),
-    /// Announce only, in turn.
-    Tell(News),
+    Announce(Before, News),
     Stop,
-}
-
-/// News whose barrier is being waited for.
-struct Settling {
-    /// Which one, so that a thread finds out that it was overtaken.
-    number: u64,
-    since: Instant,
-    news: News,
-}
-
-impl Settling {
-    fn is_stuck(&self) -> bool {
-        self.since.elapsed() >= STUCK
-    }
 }
 
 #[derive(Default)]
 struct Queues {
     jobs: VecDeque<Job>,
-    settling: Option<Settling>,
-    /// Number of the last [`Settling`].
-    settled: u64,
     /// Questions: (number of the announcement they wait for, deadline, what to call).
     waiters: Vec<(u64, Instant, Waiter)>,
     stopping: bool,
@@ -143,36 +104,8 @@ struct Shared {
 
 impl Shared {
     fn push(&self, job: Job) {
-        let mut queues = self.queues.lock();
-        queues.jobs.push_back(job);
-        self.watch(&queues);
-        drop(queues);
+        self.queues.lock().jobs.push_back(job);
         self.new_job.notify_one();
-    }
-
-    /// Has the patience thread see to a barrier that is stuck.
-    fn watch(&self, queues: &Queues) {
-        if queues.settling.as_ref().is_some_and(Settling::is_stuck) {
-            self.new_waiter.notify_one();
-        }
-    }
-
-    /// Waits for the kernel. `None` if another thread has taken over meanwhile: it tells the news,
-    /// these and all later ones.
-    fn settle(&self, barrier: &dyn Barrier, barred: &Barred, news: News) -> Option<News> {
-        let mut queues = self.queues.lock();
-        queues.settled += 1;
-        let number = queues.settled;
-        queues.settling = Some(Settling {
-            number,
-            since: Instant::now(),
-            news,
-        });
-        drop(queues);
-        barred.pass(barrier);
-        let mut queues = self.queues.lock();
-        let own = queues.settling.take_if(|s| s.number == number);
-        own.map(|settling| settling.news)
     }
 
     /// Announces. A panic in there must not end all announcements.
@@ -193,25 +126,6 @@ fn spawn(shared: &Arc<Shared>, name: &str, run: fn(&Arc<Shared>)) -> io::Result<
     std::thread::Builder::new()
         .name(name.into())
         .spawn(move || run(&shared))
-}
-
-/// Leaves the thread whose barrier is stuck to itself: its change is announced next, by a new
-/// thread. The old one ends when its directory is free; those that wait behind it do not get stuck again.
-fn overtake(shared: &Arc<Shared>, queues: &mut Queues) {
-    let Some(stuck) = queues.settling.take_if(|s| s.is_stuck()) else {
-        return;
-    };
-    match spawn(shared, "notify", announce_loop) {
-        Ok(_) => {
-            tracing::warn!(
-                target: "status",
-                "a directory has been locked for {STUCK:?}, announcing changes without waiting for it"
-            );
-            queues.jobs.push_front(Job::Tell(stuck.news));
-        }
-        // The next question tries again.
-        Err(_) => queues.settling = Some(stuck),
-    }
 }
 
 /// Handle of the two notify threads.
@@ -255,19 +169,14 @@ impl Announcer {
 
     /// Is an announcement under way?
     pub fn pending(&self) -> bool {
-        let pending = self.shared.made.load(SeqCst) != self.shared.promised.load(SeqCst);
-        if pending {
-            self.shared.watch(&self.shared.queues.lock());
-        }
-        pending
+        self.shared.made.load(SeqCst) != self.shared.promised.load(SeqCst)
     }
 
     /// Announces now, or behind those that are under way: their order decides what the guest list
     /// says. For changes that need no barrier.
     pub fn announce(&self, effects: Effects) {
         if self.pending() {
-            self.shared.promised.fetch_add(1, SeqCst);
-            self.shared.push(Job::Tell(News::Effects(effects)));
+            self.enqueue(Before::Nothing, News::Effects(effects));
         } else {
             self.shared.tell(News::Effects(effects));
         }
@@ -280,14 +189,13 @@ impl Announcer {
         let shared = self.shared.clone();
         move || {
             let news = News::Effects(change.effects.clone());
-            let barred = Barred::Settle(change, Instant::now());
-            shared.push(Job::Behind(barred, news));
+            shared.push(Job::Announce(Before::Settle(change), news));
         }
     }
 
-    fn behind(&self, barred: Barred, news: News) {
+    fn enqueue(&self, before: Before, news: News) {
         self.shared.promised.fetch_add(1, SeqCst);
-        self.shared.push(Job::Behind(barred, news));
+        self.shared.push(Job::Announce(before, news));
     }
 
     /// A change of another node, or of this one whose caller was told that it is unknown: the kernel
@@ -295,30 +203,28 @@ impl Announcer {
     /// in turn.
     pub fn forget(&self, change: &Change) {
         let barrier = self.shared.barrier.lock().clone();
-        // On a node where nobody looks there is nothing to be done, for each change of the others.
-        if barrier.is_none_or(|barrier| barrier.concerns(change)) {
-            let change = Box::new(change.clone());
-            self.behind(Barred::Forget(change), News::None);
+        if let Some(barrier) = barrier.filter(|barrier| barrier.concerns(change)) {
+            barrier.invalidate(change);
         }
     }
 
     /// The tree was replaced by another one. `differences` are what the kernel has to forget; their
     /// effects are not announced, `tell` is called instead.
     pub fn replaced(&self, differences: Vec<Change>, tell: Box<dyn FnOnce() + Send>) {
-        self.behind(Barred::Differences(differences), News::Call(tell));
+        self.enqueue(Before::Differences(differences), News::Call(tell));
     }
 
     /// The quorum came or went, and whoever asks is told so already.
     pub fn quorum_changed(&self) {
-        self.behind(Barred::Quorum, News::None);
+        self.enqueue(Before::Quorum, News::None);
     }
 
     /// Announces a change whose caller is told that it failed, although it is in the tree and will
     /// be in the database later: the kernel believes the caller and has to be corrected. To be
     /// called **before** the answer.
-    pub fn refused(&self, change: Box<Change>) {
-        let news = News::Effects(change.effects.clone());
-        self.behind(Barred::Forget(change), news);
+    pub fn refused(&self, change: Change) {
+        self.forget(&change);
+        self.announce(change.effects);
     }
 
     /// Calls `ready` when everything promised until now is announced: at once if nothing is under
@@ -339,17 +245,14 @@ impl Announcer {
         self.shared.new_waiter.notify_one();
     }
 
-    /// Ends both threads; questions still waiting are answered. Does not wait for a barrier that
-    /// hangs in the kernel.
+    /// Ends both threads; questions still waiting are answered.
     pub fn stop(&self) {
         self.shared.queues.lock().stopping = true;
         self.shared.push(Job::Stop);
         self.shared.new_waiter.notify_one();
         for thread in self.threads.lock().drain(..) {
-            if thread.thread().name() == Some("patience") {
-                // A panic there was logged by the panic hook; nothing is left to do.
-                let _ = thread.join();
-            }
+            // A panic there was logged by the panic hook; nothing is left to do.
+            let _ = thread.join();
         }
     }
 }
@@ -364,16 +267,12 @@ fn announce_loop(shared: &Arc<Shared>) {
             queues.jobs.pop_front()
         };
         match job {
-            Some(Job::Behind(barred, news)) => {
-                let barrier = shared.barrier.lock().clone();
-                let news = match barrier.filter(|_| !barred.is_done()) {
-                    Some(barrier) => shared.settle(&*barrier, &barred, news),
-                    None => Some(news),
-                };
-                let Some(news) = news else { return };
+            Some(Job::Announce(before, news)) => {
+                if let Some(barrier) = shared.barrier.lock().clone() {
+                    before.pass(&*barrier);
+                }
                 shared.tell(news);
             }
-            Some(Job::Tell(news)) => shared.tell(news),
             Some(Job::Stop) | None => return,
         }
         let made = shared.made.fetch_add(1, SeqCst) + 1;
@@ -392,12 +291,11 @@ fn announce_loop(shared: &Arc<Shared>) {
     }
 }
 
-/// Answers questions whose patience is over: a barrier can be held up by other users of the
-/// directory, and reads never wait for those.
+/// Answers questions whose patience is over: the process whose change is waited for may not get a
+/// processor for a while.
 fn patience_loop(shared: &Arc<Shared>) {
     let mut queues = shared.queues.lock();
     loop {
-        overtake(shared, &mut queues);
         let now = Instant::now();
         let stopping = queues.stopping;
         let waiting = std::mem::take(&mut queues.waiters);

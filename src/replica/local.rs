@@ -41,7 +41,7 @@ impl LocalReplica {
         let announcer = parts.announcer.clone();
         parts
             .store
-            .on_refusal(move |change| announcer.refused(Box::new(change.clone())));
+            .on_refusal(move |change| announcer.refused(change.clone()));
         LocalReplica {
             parts,
             quorate,
@@ -75,9 +75,7 @@ impl LocalReplica {
         for observer in self.observers.lock().iter() {
             observer.applied(&change);
         }
-        let announce = self
-            .must_tell(op, &change)
-            .then(|| Box::new(change.clone()));
+        let announce = (self.parts.relevant)(&change.effects).then(|| Box::new(change.clone()));
         let applied = Applied {
             inode: change.inode,
         };
@@ -88,13 +86,6 @@ impl LocalReplica {
         );
         drop(tree);
         queued.write();
-    }
-
-    /// Somebody has to be told: the clients that compare versions, or the kernel about a lock that
-    /// vanished although only its time was to be set.
-    fn must_tell(&self, op: &Op, change: &Change) -> bool {
-        let unlocked = matches!(op, Op::SetMtime { .. }) && change.removed.is_some();
-        unlocked || (self.parts.relevant)(&change.effects)
     }
 }
 

@@ -32,7 +32,7 @@ fn file_attr(attr: &Attr) -> FileAttr {
         size: attr.size,
         blocks: attr.blocks,
         atime: time,
-        mtime: time,
+        mtime: time + Duration::from_nanos(attr.edition.into()),
         ctime: time,
         crtime: time,
         kind: file_type(attr.kind),
@@ -56,6 +56,7 @@ fn missing() -> FileAttr {
         size: 0,
         blocks: 0,
         mtime: 0,
+        edition: 0,
         gid: 0,
     })
 }

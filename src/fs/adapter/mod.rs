@@ -5,10 +5,8 @@
 mod convert;
 mod requests;
 
-use std::ffi::OsStr;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -16,7 +14,7 @@ use std::time::{Duration, Instant};
 use fuser::{Config, INodeNo, Session, SessionACL};
 
 use super::counters::RequestCounts;
-use super::notify::{Kernel, Notifier, Refresher};
+use super::notify::{Kernel, NameCache, Notifier};
 use super::ops::Ino;
 use super::view::View;
 use requests::Adapter;
@@ -31,11 +29,16 @@ pub struct Tuning {
     /// the thread that has slept longest (a creation took 31 µs with two, 32 to 54 µs with four; a
     /// device handle per thread changed nothing).
     pub workers: usize,
+    /// How names are kept true; `None`: as well as the kernel can.
+    pub names: Option<NameCache>,
 }
 
 impl Default for Tuning {
     fn default() -> Self {
-        Tuning { workers: 2 }
+        Tuning {
+            workers: 2,
+            names: None,
+        }
     }
 }
 
@@ -82,7 +85,8 @@ impl Served {
 /// ([`super::mount::mount`]). `ended` is called from a thread of its own when the mount is gone.
 ///
 /// # Errors
-/// The kernel's protocol is too old, the mount is gone already, or no thread can be started.
+/// The kernel's protocol is too old (also for [`Tuning::names`]), the mount is gone already, or no
+/// thread can be started.
 pub fn serve(
     device: OwnedFd,
     view: View,
@@ -97,10 +101,22 @@ pub fn serve(
     let mut config = Config::default();
     config.acl = SessionACL::All;
     config.n_threads = Some(tuning.workers.max(1));
+    let raw = device.try_clone()?;
     let session = Session::from_fd(adapter, device, SessionACL::All, config)?;
-    let kernel: Arc<dyn Kernel> = Arc::new(Device(session.notifier()));
-    view.attach(Arc::clone(&kernel), Refresher::start(Arc::clone(&kernel))?);
-    let notifier = Notifier::new(kernel, Arc::clone(view.inodes()), Arc::clone(view.tree()));
+    let device = Device {
+        notifier: session.notifier(),
+        raw,
+    };
+    let names = device.name_cache(tuning.names)?;
+    tracing::debug!(target: "main", "names in the kernel's cache: {names:?}");
+    let kernel: Arc<dyn Kernel> = Arc::new(device);
+    view.attach(Arc::clone(&kernel), names);
+    let notifier = Notifier::new(
+        kernel,
+        names,
+        Arc::clone(view.inodes()),
+        Arc::clone(view.tree()),
+    );
     let session = std::thread::Builder::new()
         .name("fuse".into())
         .spawn(move || {
@@ -115,15 +131,41 @@ pub fn serve(
     })
 }
 
+/// `FUSE_NOTIFY_INC_EPOCH`, which `fuser` does not know: a header without a body.
+const INC_EPOCH: i32 = 8;
+
 /// Sends notifications. What the kernel does not know (any more) is no error, and when the mount
 /// is gone there is nothing left to keep true.
-struct Device(fuser::Notifier);
+struct Device {
+    notifier: fuser::Notifier,
+    /// The same open file.
+    raw: OwnedFd,
+}
 
 impl Device {
-    fn log(what: &str, ino: Ino, result: io::Result<()>) {
+    fn send_epoch(&self) -> io::Result<()> {
+        // struct fuse_out_header: length, code in the place of the error, unique 0.
+        let mut message = [0; 16];
+        message[..4].copy_from_slice(&16_u32.to_ne_bytes());
+        message[4..8].copy_from_slice(&INC_EPOCH.to_ne_bytes());
+        rustix::io::write(&self.raw, &message)?;
+        Ok(())
+    }
+
+    /// How names are kept true on this kernel.
+    fn name_cache(&self, wanted: Option<NameCache>) -> io::Result<NameCache> {
+        match (wanted, self.send_epoch()) {
+            (Some(NameCache::Lifetime), _) => Ok(NameCache::Lifetime),
+            (_, Ok(())) => Ok(NameCache::Epoch),
+            (None, Err(_)) => Ok(NameCache::Lifetime),
+            (Some(NameCache::Epoch), Err(err)) => Err(err),
+        }
+    }
+
+    fn log(what: &str, result: io::Result<()>) {
         match result {
             Err(err) if err.raw_os_error() != Some(libc::ENOTCONN) => {
-                tracing::debug!("{what} of inode {ino:#x}: {err}");
+                tracing::debug!("{what}: {err}");
             }
             _ => {}
         }
@@ -132,19 +174,11 @@ impl Device {
 
 impl Kernel for Device {
     fn inval_attr(&self, ino: Ino) {
-        Device::log("invalidation", ino, self.0.inval_inode(INodeNo(ino), -1, 0));
+        let result = self.notifier.inval_inode(INodeNo(ino), -1, 0);
+        Device::log("invalidation of attributes", result);
     }
 
-    fn inval_content(&self, ino: Ino) {
-        Device::log("invalidation", ino, self.0.inval_inode(INodeNo(ino), 0, 0));
-    }
-
-    fn inval_entry(&self, dir: Ino, name: &[u8]) {
-        let name = OsStr::from_bytes(name);
-        Device::log(
-            "invalidation below",
-            dir,
-            self.0.inval_entry(INodeNo(dir), name),
-        );
+    fn inval_names(&self) {
+        Device::log("invalidation of names", self.send_epoch());
     }
 }

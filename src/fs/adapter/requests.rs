@@ -50,8 +50,10 @@ impl Filesystem for Adapter {
         // kernel splits it.
         let _ = config.set_max_write(MAX_FILE_SIZE as u32);
         let _ = config.set_max_background(MAX_BACKGROUND);
-        // Look-ups in one directory must not wait for each other; links never change.
+        // Look-ups in one directory must not wait for each other; links never change. Whoever asks
+        // for attributes and is given a new mtime drops the cached content then (fs/notify.rs).
         for wish in [
+            InitFlags::FUSE_AUTO_INVAL_DATA,
             InitFlags::FUSE_PARALLEL_DIROPS,
             InitFlags::FUSE_CACHE_SYMLINKS,
         ] {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::{EACCES, EIO, ENOENT, Inner, Node, TTL, check_name, plugin};
+use super::{EACCES, EIO, ENOENT, Inner, NO_TTL, Node, SECOND, check_name, plugin};
 use crate::fs::DotFile;
 use crate::fs::attr;
 use crate::fs::known::Orphan;
@@ -118,8 +118,8 @@ impl Inner {
         let ino = self.inodes.lock().stillborn(inode, orphan.clone());
         Entry::Found {
             attr: self.orphan_attr(ino, orphan),
-            attr_ttl: TTL,
-            entry_ttl: TTL,
+            attr_ttl: SECOND,
+            entry_ttl: NO_TTL,
         }
     }
 
@@ -190,8 +190,6 @@ impl Inner {
     /// Has the kernel ask again for the attributes of an entry that is just being renamed. The
     /// kernel itself expects a new change time only, and would go on checking the old mode.
     ///
-    /// Harmless from here, unlike every other invalidation: attributes need no lock that a request
-    /// can hold, and the renaming process itself keeps this inode in memory.
     fn refresh_attr(&self, inode: Inode) {
         let ino = self.inodes.lock().numbers.known_number(inode);
         if let (Some(ino), Some(kernel)) = (ino, self.kernel.get()) {
@@ -263,7 +261,12 @@ impl Inner {
 
     pub(super) fn setattr(self: &Arc<Self>, ino: Ino, set: SetAttr, reply: Reply<AttrReply>) {
         match self.checked_setattr(ino, set) {
-            Ok(Some(op)) => self.submit(op, reply, move |inner, _| inner.attr_now(ino)),
+            Ok(Some(op)) => self.submit(op, reply, move |inner, _| {
+                // The kernel takes these attributes even if it was told meanwhile to forget all.
+                let AttrReply { attr, ttl } = inner.attr_now(ino)?;
+                let ttl = ttl.min(SECOND);
+                Ok(AttrReply { attr, ttl })
+            }),
             Ok(None) => {
                 let attr = self.attr_now(ino);
                 reply(attr);

@@ -12,9 +12,9 @@ use std::sync::atomic::Ordering::SeqCst;
 
 use parking_lot::Mutex;
 
-use super::{EIO, Inner, NO_TTL, TTL};
+use super::{EIO, Inner, NO_TTL};
 use crate::fs::DotFile;
-use crate::fs::known::{Renewed, Ticket};
+use crate::fs::known::Ticket;
 use crate::fs::ops::{Entry, Ino, Reply};
 
 /// Where a text goes that was asked for.
@@ -52,28 +52,14 @@ impl Inner {
         reply: Reply<Entry>,
     ) {
         let renewed = self.inodes.lock().renew(ino, asked, text);
-        let Some(Renewed { size, outdated }) = renewed else {
+        let Some(size) = renewed else {
             return self.lookup_new_dot(file, asked, reply);
         };
-        let attr = self.dot_attr(ino, file, size);
-        let entry = Entry::Found {
-            attr,
-            attr_ttl: TTL,
+        reply(Ok(Entry::Found {
+            attr: self.dot_attr(ino, file, size),
+            attr_ttl: self.lifetimes().attributes,
             entry_ttl: NO_TTL,
-        };
-        match self.refresher.get() {
-            Some(refresher) if outdated => {
-                let inner = Arc::clone(self);
-                refresher.refresh(
-                    ino,
-                    Box::new(move || {
-                        inner.inodes.lock().refreshed(ino);
-                        reply(Ok(entry));
-                    }),
-                );
-            }
-            _ => reply(Ok(entry)),
-        }
+        }));
     }
 
     /// A look-up must not wait: the kernel holds the lock of the directory meanwhile, which the
@@ -98,7 +84,8 @@ impl Inner {
         let (ino, size, attr_ttl) = match std::mem::replace(&mut *slot, Slot::Asked) {
             Slot::Text(text) => {
                 let size = text.len() as u64;
-                (self.inodes.lock().generation(file, asked, text), size, TTL)
+                let ino = self.inodes.lock().generation(file, asked, text);
+                (ino, size, self.lifetimes().attributes)
             }
             Slot::Asked | Slot::Promised(_) => {
                 let ino = self.inodes.lock().awaited_generation(file, asked);

@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use super::attr;
 use super::inode::{Link, Plugin};
 use super::known::{Inodes, Orphan};
-use super::notify::{Kernel, Refresher};
+use super::notify::{Kernel, NameCache};
 use super::ops::{
     Attr, AttrReply, DirEntry, Entry, Errno, FileKind, Ino, Operations, ROOT_INO, Reply, SetAttr,
     Slice, StatFs,
@@ -23,9 +23,11 @@ use super::{DotFile, DotFiles};
 use crate::memdb::{Inode, MAX_ENTRIES, MAX_TOTAL_SIZE, ROOT_INODE, Tree, TreePath};
 use crate::replica::{Replica, SharedTree};
 
-/// How long the kernel may keep names and attributes: it is told when they change.
-pub(super) const TTL: Duration = Duration::from_secs(24 * 60 * 60);
-/// Names of dot files are looked up each time.
+/// How long the kernel may keep what it is told the end of.
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+/// How long it may keep what it cannot be told the end of: as long as with the C daemon.
+const SECOND: Duration = Duration::from_secs(1);
+/// Names of dot files and locks are looked up each time.
 const NO_TTL: Duration = Duration::ZERO;
 /// Longest name in bytes. Newer kernels let longer ones through; the C daemon's mount never did.
 const NAME_MAX: usize = 1024;
@@ -60,7 +62,7 @@ struct Inner {
     targets: [Arc<[u8]>; Link::ALL.len()],
     /// The mount, once it is served.
     kernel: OnceLock<Arc<dyn Kernel>>,
-    refresher: OnceLock<Refresher>,
+    names: OnceLock<NameCache>,
     /// Changes of names in the root that are under way: the kernel has locked it for them.
     root_changes: AtomicUsize,
     listings: Mutex<list::Cache>,
@@ -102,16 +104,16 @@ impl View {
             gid: config.gid,
             targets,
             kernel: OnceLock::new(),
-            refresher: OnceLock::new(),
+            names: OnceLock::new(),
             root_changes: AtomicUsize::new(0),
             listings: Mutex::default(),
         }))
     }
 
-    pub(super) fn attach(&self, kernel: Arc<dyn Kernel>, refresher: Refresher) {
-        // A view serves one mount; a second one would only lose some refreshing.
+    pub(super) fn attach(&self, kernel: Arc<dyn Kernel>, names: NameCache) {
+        // A view serves one mount; a second one would only lose some invalidations.
         let _ = self.0.kernel.set(kernel);
-        let _ = self.0.refresher.set(refresher);
+        let _ = self.0.names.set(names);
     }
 
     pub(super) fn inodes(&self) -> &Arc<Inodes> {
@@ -123,7 +125,30 @@ impl View {
     }
 }
 
+/// How long the kernel may keep an answer.
+struct Lifetimes {
+    names: Duration,
+    /// That a name does not exist.
+    missing: Duration,
+    attributes: Duration,
+}
+
 impl Inner {
+    fn lifetimes(&self) -> Lifetimes {
+        match self.names.get() {
+            Some(NameCache::Lifetime) => Lifetimes {
+                names: SECOND,
+                missing: NO_TTL,
+                attributes: SECOND,
+            },
+            Some(NameCache::Epoch) | None => Lifetimes {
+                names: DAY,
+                missing: DAY,
+                attributes: DAY,
+            },
+        }
+    }
+
     /// What `ino` stands for.
     fn node(&self, tree: &Tree, ino: Ino) -> Result<Node, Errno> {
         if let Some(link) = Link::from_ino(ino) {
@@ -174,6 +199,7 @@ impl Inner {
         let perm = attr::mode(&facts.path, facts.is_dir, self.replica.quorate());
         let mut attr = attr::entry(ino, facts.is_dir, facts.size, facts.mtime, perm, self.gid);
         attr.nlink = facts.nlink.unwrap_or(attr.nlink);
+        attr.edition = self.inodes.lock().edition(ino);
         attr
     }
 
@@ -200,18 +226,37 @@ impl Inner {
     }
 
     fn dot_attr(&self, ino: Ino, file: DotFile, size: u64) -> Attr {
-        attr::plugin(ino, FileKind::Regular, size, attr::dot_mode(file), self.gid)
+        let mut attr = attr::plugin(ino, FileKind::Regular, size, attr::dot_mode(file), self.gid);
+        attr.edition = self.inodes.lock().edition(ino);
+        attr
     }
 
     /// Answer that hands a reference to `inode` to the kernel.
     fn found(&self, tree: &Tree, inode: Inode) -> Option<Entry> {
         let facts = Inner::facts(tree, inode)?;
-        let ino = self.inodes.lock().refer(inode);
-        let attr = self.attr(ino, &facts);
+        let mut known = self.inodes.lock();
+        let ino = known.refer(inode);
+        let is_new = known.references(ino) == 1;
+        drop(known);
+        let Lifetimes {
+            names, attributes, ..
+        } = self.lifetimes();
+        // Only an inode that the kernel has made can be invalidated, and it makes this one when the
+        // answer has reached the caller. What changes until then it has to ask for itself.
+        let attr_ttl = if is_new {
+            attributes.min(SECOND)
+        } else {
+            attributes
+        };
+        let entry_ttl = if facts.path.is_below_lock_dir() {
+            NO_TTL
+        } else {
+            names
+        };
         Some(Entry::Found {
-            attr,
-            attr_ttl: TTL,
-            entry_ttl: TTL,
+            attr: self.attr(ino, &facts),
+            attr_ttl,
+            entry_ttl,
         })
     }
 
@@ -225,15 +270,24 @@ impl Inner {
             .ok_or(Errno(libc::ENOTDIR))?;
         match children.get(name) {
             Some(child) => self.found(&tree, *child).ok_or(EIO),
-            None => Ok(Entry::Missing { ttl: TTL }),
+            None => {
+                let ttl = match tree.path_of(inode) {
+                    Some(path) if path.join(name).is_below_lock_dir() => NO_TTL,
+                    _ => self.lifetimes().missing,
+                };
+                Ok(Entry::Missing { ttl })
+            }
         }
     }
 
     fn lookup_link(&self, link: Link) -> Entry {
+        let Lifetimes {
+            names, attributes, ..
+        } = self.lifetimes();
         Entry::Found {
             attr: self.link_attr(link),
-            attr_ttl: TTL,
-            entry_ttl: TTL,
+            attr_ttl: attributes,
+            entry_ttl: names,
         }
     }
 
@@ -260,7 +314,7 @@ impl Inner {
         let node = self.node(&tree, ino)?;
         Ok(AttrReply {
             attr: self.getattr(ino, node, &tree)?,
-            ttl: TTL,
+            ttl: self.lifetimes().attributes,
         })
     }
 }

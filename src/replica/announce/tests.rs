@@ -5,7 +5,11 @@ use std::sync::mpsc;
 
 use super::*;
 
-struct Gate(Mutex<mpsc::Receiver<()>>);
+/// Waits until it is opened before a change has settled; counts what is forgotten.
+struct Gate {
+    open: Mutex<mpsc::Receiver<()>>,
+    forgotten: Arc<AtomicUsize>,
+}
 
 impl Barrier for Gate {
     fn concerns(&self, _: &Change) -> bool {
@@ -13,14 +17,25 @@ impl Barrier for Gate {
     }
 
     fn settle(&self, _: &Change) {
-        let _ = self.0.lock().recv();
+        let _ = self.open.lock().recv();
     }
 
-    fn invalidate(&self, change: &Change) {
-        self.settle(change);
+    fn invalidate(&self, _: &Change) {
+        self.forgotten.fetch_add(1, SeqCst);
     }
 
     fn quorum_changed(&self) {}
+}
+
+/// Gives `announcer` a gate; returns what opens it and what counts.
+fn gate(announcer: &Announcer) -> (mpsc::Sender<()>, Arc<AtomicUsize>) {
+    let (opener, open) = mpsc::channel();
+    let forgotten = Arc::new(AtomicUsize::new(0));
+    announcer.set_barrier(Arc::new(Gate {
+        open: Mutex::new(open),
+        forgotten: forgotten.clone(),
+    }));
+    (opener, forgotten)
 }
 
 fn change() -> Box<Change> {
@@ -37,23 +52,6 @@ fn change() -> Box<Change> {
         removed: None,
         inode: 2,
         effects,
-    })
-}
-
-fn written() -> Box<Change> {
-    let row = crate::memdb::Row {
-        inode: 2,
-        parent: 0,
-        version: 3,
-        writer: 0,
-        mtime: 0,
-        type_code: 8,
-        name: Arc::from(&b"f"[..]),
-        data: Some(Arc::from(&b""[..])),
-    };
-    Box::new(Change {
-        put: Some(row),
-        ..*change()
     })
 }
 
@@ -80,8 +78,7 @@ fn without_promises_nothing_waits() {
 #[test]
 fn a_question_waits_for_the_promise_that_was_before_it() {
     let (announcer, count) = announcer();
-    let (open, gate) = mpsc::channel();
-    announcer.set_barrier(Arc::new(Gate(Mutex::new(gate))));
+    let (open, _) = gate(&announcer);
     let keep = announcer.promise(change());
     assert!(announcer.pending());
     keep();
@@ -97,53 +94,13 @@ fn a_question_waits_for_the_promise_that_was_before_it() {
 #[test]
 fn patience_ends_when_the_barrier_does_not() {
     let (announcer, count) = announcer();
-    let (_open, gate) = mpsc::channel();
-    announcer.set_barrier(Arc::new(Gate(Mutex::new(gate))));
+    let (open, _) = gate(&announcer);
     announcer.promise(change())();
     let (tx, rx) = mpsc::channel();
     announcer.when_announced(Box::new(move || tx.send(()).unwrap()));
     rx.recv_timeout(Duration::from_secs(5)).unwrap();
     assert_eq!(count.load(SeqCst), 0);
-    announcer.stop();
-}
-
-#[test]
-fn a_barrier_that_hangs_does_not_hold_up_announcements_for_ever() {
-    let order = Arc::new(Mutex::new(Vec::new()));
-    let log = order.clone();
-    let sink = Arc::new(move |e: &Effects| log.lock().push(e.guests.len()));
-    let announcer = Announcer::start(sink).unwrap();
-    let (open, gate) = mpsc::channel();
-    announcer.set_barrier(Arc::new(Gate(Mutex::new(gate))));
-    // All of them are there before the first one hangs.
-    announcer.forget(&change());
-    announcer.promise(change())();
-    // In the same directory.
-    for _ in 0..20 {
-        announcer.promise(written())();
-    }
-    let remove = crate::memdb::GuestEvent::Remove { vmid: 1 };
-    announcer.announce(Effects {
-        touched: Vec::new(),
-        guests: vec![remove],
-    });
-    open.send(()).unwrap();
-    let end = Instant::now() + STUCK * 3;
-    // As the IPC thread asks: it leaves no waiter.
-    while announcer.pending() {
-        assert!(Instant::now() < end, "nothing is announced");
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    assert_eq!(order.lock().len(), 22);
-    assert_eq!(order.lock().last(), Some(&1));
-    // Free at last: announced once only, and later changes wait for their barriers again.
-    open.send(()).unwrap();
-    announcer.promise(change())();
-    let (tx, rx) = mpsc::channel();
-    announcer.when_announced(Box::new(move || tx.send(()).unwrap()));
-    open.send(()).unwrap();
-    rx.recv_timeout(Duration::from_secs(5)).unwrap();
-    assert_eq!(order.lock()[21..], [1, 0]);
+    drop(open);
     announcer.stop();
 }
 
@@ -155,8 +112,7 @@ fn a_panic_in_the_sink_does_not_end_announcements() {
         assert!(counter.fetch_add(1, SeqCst) > 0, "the first one fails");
     });
     let announcer = Announcer::start(sink).unwrap();
-    let (open, gate) = mpsc::channel();
-    announcer.set_barrier(Arc::new(Gate(Mutex::new(gate))));
+    let (open, _) = gate(&announcer);
     for _ in 0..2 {
         announcer.promise(change())();
         open.send(()).unwrap();
@@ -172,17 +128,17 @@ fn a_panic_in_the_sink_does_not_end_announcements() {
 }
 
 #[test]
-fn a_refused_change_is_announced_when_the_kernel_has_forgotten() {
+fn a_refused_change_is_forgotten_at_once_and_announced_in_turn() {
     let (announcer, count) = announcer();
-    let (open, gate) = mpsc::channel();
-    announcer.set_barrier(Arc::new(Gate(Mutex::new(gate))));
-    announcer.refused(change());
-    assert!(announcer.pending());
+    let (open, forgotten) = gate(&announcer);
+    announcer.promise(change())();
+    announcer.refused(*change());
+    assert_eq!((forgotten.load(SeqCst), count.load(SeqCst)), (1, 0));
     let (tx, rx) = mpsc::channel();
     let seen = count.clone();
-    announcer.when_announced(Box::new(move || tx.send(seen.load(SeqCst)).unwrap()));
     open.send(()).unwrap();
-    assert_eq!(rx.recv_timeout(Duration::from_secs(5)).unwrap(), 1);
+    announcer.when_announced(Box::new(move || tx.send(seen.load(SeqCst)).unwrap()));
+    assert_eq!(rx.recv_timeout(Duration::from_secs(5)).unwrap(), 2);
     announcer.stop();
 }
 
@@ -207,21 +163,17 @@ fn later_announcements_stay_behind_earlier_promises() {
 }
 
 #[test]
-fn changes_of_others_are_announced_after_the_kernel_forgot() {
+fn the_kernel_forgets_before_anything_is_announced() {
     let (announcer, count) = announcer();
-    let (open, gate) = mpsc::channel();
-    announcer.set_barrier(Arc::new(Gate(Mutex::new(gate))));
+    let (_open, forgotten) = gate(&announcer);
     announcer.forget(&change());
-    announcer.announce(Effects::default());
-    assert!(announcer.pending());
-    let seen = count.clone();
+    assert_eq!(forgotten.load(SeqCst), 1);
+    let (seen, was) = (count.clone(), forgotten.clone());
     let (tx, rx) = mpsc::channel();
-    let told = Box::new(move || tx.send(seen.load(SeqCst)).unwrap());
+    let told = Box::new(move || tx.send((was.load(SeqCst), seen.load(SeqCst))).unwrap());
     announcer.replaced(vec![*change(), *change()], told);
     announcer.quorum_changed();
-    assert!(rx.recv_timeout(Duration::from_millis(20)).is_err());
-    (0..3).for_each(|_| open.send(()).unwrap());
     // Of a replaced tree no effects are announced, but the new one is told of.
-    assert_eq!(rx.recv_timeout(Duration::from_secs(5)).unwrap(), 1);
+    assert_eq!(rx.recv_timeout(Duration::from_secs(5)).unwrap(), (3, 0));
     announcer.stop();
 }
