@@ -4,6 +4,7 @@
 mod dot_files;
 #[path = "../fs_support/mod.rs"]
 mod fs_support;
+mod killed;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Read;

@@ -131,6 +131,10 @@ pub struct Cluster {
     daemons: Vec<Option<Daemon>>,
     /// Reference daemons read how far their clocks are ahead ([`Cluster::shift_clock`]).
     pub shifted_clocks: bool,
+    /// More options for our daemons.
+    pub options: Vec<String>,
+    /// A node of ours whose disk can be made slow ([`Cluster::slow_down_disk`]).
+    pub slow_disk: Option<usize>,
 }
 
 impl Cluster {
@@ -142,6 +146,8 @@ impl Cluster {
             who: who.clone(),
             daemons: vec![None, None, None],
             shifted_clocks: false,
+            options: Vec::new(),
+            slow_disk: None,
         };
         for i in 1..=3 {
             cluster.start_corosync(i);
@@ -195,14 +201,29 @@ impl Cluster {
         let daemon = if subject.is_ours() {
             let write = WRITE_TIMEOUT.as_secs().to_string();
             let verify = VERIFY_EVERY.as_secs().to_string();
-            let args = [
+            let mut args = vec![
                 "-f",
                 "--write-timeout",
                 &write,
                 "--verify-interval",
                 &verify,
             ];
-            Daemon::spawn(&node, subject, &args)
+            args.extend(self.options.iter().map(String::as_str));
+            if self.slow_disk == Some(i) {
+                let preload = compile_preload("slowdisk");
+                let preload = format!("LD_PRELOAD={}", preload.display());
+                let slow = format!("SLOW_DISK={}", self.slow_disk_file(i).display());
+                let binary = subject.binary.to_string_lossy();
+                let mut all = vec![preload.as_str(), &slow, &binary];
+                all.append(&mut args);
+                let env = Subject {
+                    kind: subject.kind,
+                    binary: "env".into(),
+                };
+                Daemon::spawn(&node, &env, &all)
+            } else {
+                Daemon::spawn(&node, subject, &args)
+            }
         } else if self.shifted_clocks {
             let preload = format!("LD_PRELOAD={}", compile_preload("clockshift").display());
             let shift = format!("CLOCK_SHIFT={}", self.clock_file(i).display());
@@ -220,6 +241,16 @@ impl Cluster {
 
     fn clock_file(&self, i: usize) -> PathBuf {
         self.lab.node(i).dir.join("clock-shift")
+    }
+
+    fn slow_disk_file(&self, i: usize) -> PathBuf {
+        self.lab.node(i).dir.join("slow-disk")
+    }
+
+    /// From now on each write to the database of a node takes so many milliseconds longer; needs
+    /// `slow_disk`.
+    pub fn slow_down_disk(&self, i: usize, ms: u32) {
+        fs::write(self.slow_disk_file(i), ms.to_string()).unwrap();
     }
 
     /// Puts the clock of a reference node ahead by so many seconds; needs `shifted_clocks`.
