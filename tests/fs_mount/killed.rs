@@ -6,7 +6,6 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use std::thread::JoinHandle;
 
 use nix::mount::{MntFlags, umount2};
-use pmxcfs::fs::NameCache;
 
 use super::*;
 

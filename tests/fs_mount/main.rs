@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use fs_support::{GID, Mounted, path};
-use pmxcfs::fs::{Tuning, mount};
+use pmxcfs::fs::{NameCache, Tuning, mount};
 use pmxcfs::memdb::Op;
 
 /// A mount of its own for each test.
@@ -32,8 +32,12 @@ impl std::ops::Deref for Fixture {
 }
 
 fn fixture() -> Fixture {
+    tuned(Tuning::default())
+}
+
+fn tuned(tuning: Tuning) -> Fixture {
     let dir = tempfile::tempdir().unwrap();
-    let mounted = Mounted::new(&dir.path().join("mnt"), "node1", Tuning::default());
+    let mounted = Mounted::new(&dir.path().join("mnt"), "node1", tuning);
     // The first request of some kinds only tells the kernel not to send them again.
     fs::create_dir(mounted.file("warm")).unwrap();
     fs::write(mounted.file("warm/up"), "x").unwrap();
@@ -302,6 +306,42 @@ fn changes_of_other_nodes_become_visible() {
         path: path("warm/unseen"),
     });
     assert_eq!(names(&dir), ["new", "up"]);
+}
+
+/// Without epochs: names follow within a second, new ones and content at once.
+#[test]
+fn names_that_live_for_a_second() {
+    let f = tuned(Tuning {
+        names: Some(NameCache::Lifetime),
+        ..Tuning::default()
+    });
+    let remote = |op: &Op| {
+        let change = f.replica.remote(op);
+        f.served().notifier.invalidate(&change);
+    };
+    let (up, new) = (f.file("warm/up"), f.file("warm/new"));
+    assert_eq!(errno(fs::metadata(&new)), libc::ENOENT);
+    remote(&Op::Create {
+        path: path("warm/new"),
+    });
+    assert_eq!(fs::metadata(&new).unwrap().len(), 0);
+    for text in [b"one", b"two"] {
+        remote(&Op::Write {
+            path: path("warm/new"),
+            offset: 0,
+            data: text.to_vec(),
+            truncate: false,
+        });
+        assert_eq!(fs::read(&new).unwrap(), text);
+    }
+    remote(&Op::Rename {
+        from: path("warm/new"),
+        to: path("warm/up"),
+    });
+    assert_eq!(names(&f.file("warm")), ["up"]);
+    wait_until("the old names are forgotten", || {
+        fs::read(&up).unwrap() == b"two" && errno(fs::metadata(&new)) == libc::ENOENT
+    });
 }
 
 #[test]
