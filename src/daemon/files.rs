@@ -10,8 +10,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{FlockOperation, flock};
 
-use super::StartError;
 use super::config::Config;
+use super::{StartError, holder};
+use crate::obstacle;
 
 const LOCK_TRIES: u32 = 11;
 const LOCK_PAUSE: Duration = Duration::from_secs(1);
@@ -43,13 +44,23 @@ impl Lock {
         let file = file.map_err(|source| StartError::LockCreate {
             path: path.display().to_string(),
             source,
+            obstacle: obstacle::tail(path),
         })?;
         for attempt in 1..=LOCK_TRIES {
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => return Ok(Lock { file, new }),
-                Err(err) if attempt == LOCK_TRIES => return Err(StartError::Lock(err.into())),
+                Err(err) if attempt == LOCK_TRIES => {
+                    return Err(StartError::Lock {
+                        source: err.into(),
+                        holder: holder::advice(path),
+                    });
+                }
                 Err(_) if attempt == 1 => {
-                    tracing::info!(target: "main", "unable to acquire pmxcfs lock - trying again");
+                    let who = holder::name(path);
+                    tracing::info!(
+                        target: "main",
+                        "unable to acquire pmxcfs lock - trying again{who}"
+                    );
                 }
                 Err(_) => {}
             }
@@ -110,6 +121,12 @@ pub fn write_pid_file(path: &Path, pid: u32) -> io::Result<()> {
     })
 }
 
+/// Says that the pid file could not be written; the daemon serves without.
+pub fn no_pid_file(path: &Path, err: &io::Error) {
+    let (path, why) = (path.display(), obstacle::tail(path));
+    tracing::error!(target: "main", "unable to write pid file '{path}': {err}{why}");
+}
+
 /// Removes the pid file if it names this process.
 pub fn remove_pid_file(path: &Path) {
     let own =
@@ -131,8 +148,9 @@ pub fn create_restart_flag(path: &Path, www_gid: u32) {
     drop(made);
     if let Err(err) = chown(path, Some(0), Some(www_gid)) {
         tracing::warn!(
-            "unable to create the restart flag '{}': {err}",
-            path.display()
+            "unable to create the restart flag '{}': {err}{}",
+            path.display(),
+            obstacle::tail(path)
         );
     }
 }

@@ -5,6 +5,7 @@ pub mod address;
 pub mod config;
 pub mod dots;
 pub mod files;
+mod holder;
 pub mod logging;
 pub mod node;
 pub mod process;
@@ -19,21 +20,27 @@ pub use run::run;
 /// Why the daemon could not start. The text is what the admin sees, after `[main] crit: `.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    #[error("Unable to read local node name")]
-    NodeName,
+    #[error("Unable to read local node name - the host name is '{0}': set it (hostnamectl)")]
+    NodeName(String),
     #[error(
-        "Unable to resolve node name '{0}' to a non-loopback IP address - missing entry in '/etc/hosts' or DNS?"
+        "Unable to resolve node name '{name}' to a non-loopback IP address - missing entry in '/etc/hosts' or DNS? ({found})"
     )]
-    Resolve(String),
-    #[error("Unable to get www-data group ID")]
+    Resolve { name: String, found: String },
+    #[error(
+        "Unable to get www-data group ID - there is no group 'www-data' in /etc/group (apt install --reinstall base-passwd)"
+    )]
     Group,
-    #[error("unable to create lock '{path}': {source}")]
+    #[error("unable to create lock '{path}': {source}{obstacle}")]
     LockCreate {
         path: String,
         source: std::io::Error,
+        obstacle: String,
     },
-    #[error("unable to acquire pmxcfs lock: {0}")]
-    Lock(std::io::Error),
+    #[error("unable to acquire pmxcfs lock: {source}{holder}")]
+    Lock {
+        source: std::io::Error,
+        holder: String,
+    },
     #[error("memdb_open failed - unable to open database '{0}'")]
     Database(String),
     #[error("memdb_write failed - unable to import corosync.conf")]

@@ -16,7 +16,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork, setsid};
 
-use super::files::write_pid_file;
+use super::files::{no_pid_file, write_pid_file};
 use super::{StartError, logging};
 
 /// What the child says when it is ready.
@@ -98,10 +98,7 @@ fn wait_for_child(child: Pid, pipe: OwnedFd, pid_file: &Path) -> i32 {
     match std::fs::File::from(pipe).read_exact(&mut answer) {
         Ok(()) if answer[0] == READY => {
             if let Err(err) = write_pid_file(pid_file, child.as_raw() as u32) {
-                tracing::error!(
-                    target: "main",
-                    "unable to write pid file '{}': {err}", pid_file.display()
-                );
+                no_pid_file(pid_file, &err);
             }
             return 0;
         }
