@@ -9,7 +9,6 @@ use std::path::Path;
 
 use rustix::fs::{Access, access, statvfs};
 use rustix::io::Errno;
-use rustix::process::{Resource, getrlimit};
 
 /// Less room than this is a full disk: a database needs 32 KiB for `-shm` and some pages for its
 /// log.
@@ -17,14 +16,13 @@ const ROOM: u64 = 128 << 10;
 
 /// The obstacle for the regular file `path`, which need not exist; `None` if there is none to see.
 pub fn obstacle(path: &Path) -> Option<String> {
-    too_many_files()
-        .or_else(|| wrong_kind(path))
+    wrong_kind(path)
         .or_else(|| no_directory(path))
         .or_else(|| forbidden(path))
         .or_else(|| full(path.parent()?))
 }
 
-/// `": …"` with the obstacle, or nothing: the tail of a message.
+/// ` - …` with the obstacle, or nothing: the tail of a message.
 pub fn tail(path: &Path) -> String {
     obstacle(path).map_or_else(String::new, |text| format!(" - {text}"))
 }
@@ -43,30 +41,11 @@ pub fn wrong_kind(path: &Path) -> Option<String> {
             ))
         }
         Ok(found) if found.is_dir() => Some(format!(
-            "'{shown}' is a directory where a file belongs: move it away (mv '{shown}' '{shown}.dir')"
+            "'{shown}' is a directory where a file belongs: mv '{shown}' '{shown}.dir'"
         )),
         Ok(found) if !found.is_file() => {
             Some(format!("'{shown}' is no regular file: move it away"))
         }
-        _ => None,
-    }
-}
-
-/// The limit of open files, if it is reached.
-fn too_many_files() -> Option<String> {
-    match fs::File::open("/dev/null") {
-        Err(err) if err.raw_os_error() == Some(libc::EMFILE) => {
-            let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-            Some(format!(
-                "this process may have {limit} files open and has them: raise the limit \
-                 (LimitNOFILE= in the unit, 'ulimit -n' in a shell)"
-            ))
-        }
-        Err(err) if err.raw_os_error() == Some(libc::ENFILE) => Some(
-            "no process on this host can open more files: raise the sysctl fs.file-max, or find \
-             who has them open (lsof)"
-                .into(),
-        ),
         _ => None,
     }
 }
@@ -82,7 +61,7 @@ fn no_directory(path: &Path) -> Option<String> {
                 .and_then(|above| refusal(above, Access::WRITE_OK));
             Some(match why {
                 Some(why) => format!("directory '{shown}' is missing, and {why}"),
-                None => format!("directory '{shown}' is missing: make it (mkdir -m 750 '{shown}')"),
+                None => format!("directory '{shown}' is missing: mkdir -m 750 '{shown}'"),
             })
         }
         _ => None,
@@ -99,8 +78,8 @@ fn refusal(path: &Path, wanted: Access) -> Option<String> {
     let shown = path.display();
     match access(path, wanted) {
         Err(Errno::ROFS) => Some(format!(
-            "'{shown}' is on a read-only file system: if that is not wanted, look for errors of \
-             the disk (dmesg), then: mount -o remount,rw \"$(findmnt -no TARGET -T '{shown}')\""
+            "'{shown}' is on a read-only file system; the kernel makes it so after errors of the \
+             disk (dmesg). When that is mended: mount -o remount,rw \"$(findmnt -no TARGET -T '{shown}')\""
         )),
         // Of a file that root may write otherwise.
         Err(Errno::PERM) => Some(format!(
@@ -126,8 +105,8 @@ fn no_permission(path: &Path) -> String {
         None => (path.display(), "unknown".into()),
     };
     format!(
-        "user {user} may not write '{shown}' ({whose}): chown root:root '{shown}', and root needs \
-         CAP_DAC_OVERRIDE for what belongs to others (CapabilityBoundingSet= in the unit)",
+        "user {user} may not write '{shown}' ({whose}), and has no CAP_DAC_OVERRIDE, either \
+         (CapabilityBoundingSet= in the unit): chown root:root '{shown}'",
         user = user.as_raw()
     )
 }

@@ -9,6 +9,7 @@ use std::thread::sleep;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{FlockOperation, flock};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::config::Config;
 use super::{StartError, holder};
@@ -22,6 +23,26 @@ pub fn make_directories(config: &Config, www_gid: u32) {
     let _ = DirBuilder::new().mode(0o750).create(config.state_dir());
     let _ = DirBuilder::new().mode(0o750).create(&config.runtime_dir);
     let _ = chown(&config.runtime_dir, Some(0), Some(www_gid));
+}
+
+/// What the daemon itself has open, without any client.
+const MIN_FILES: u64 = 64;
+
+/// Makes sure that [`MIN_FILES`] files may be open, although root's limit was set lower; otherwise
+/// every step of the start fails in its own way. The IPC server asks for more, for its clients.
+pub fn raise_file_limit() -> Result<(), StartError> {
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current.is_none_or(|current| current >= MIN_FILES) {
+        return Ok(());
+    }
+    let raised = Rlimit {
+        current: Some(MIN_FILES),
+        maximum: limit.maximum.map(|maximum| maximum.max(MIN_FILES)),
+    };
+    setrlimit(Resource::Nofile, raised).map_err(|_| StartError::FileLimit {
+        limit: limit.maximum.unwrap_or_default(),
+        needed: MIN_FILES,
+    })
 }
 
 /// The single-instance lock; held as long as the value lives (and by forked children).

@@ -12,6 +12,7 @@ pub mod process;
 pub mod replication;
 pub mod run;
 pub mod signals;
+mod syslog;
 pub mod watchdog;
 
 pub use config::Config;
@@ -30,6 +31,10 @@ pub enum StartError {
         "Unable to get www-data group ID - there is no group 'www-data' in /etc/group (apt install --reinstall base-passwd)"
     )]
     Group,
+    #[error(
+        "this process may open {limit} files only and needs {needed}: raise the limit (LimitNOFILE= in the unit, 'ulimit -n' in a shell)"
+    )]
+    FileLimit { limit: u64, needed: u64 },
     #[error("unable to create lock '{path}': {source}{obstacle}")]
     LockCreate {
         path: String,

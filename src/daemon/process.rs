@@ -79,7 +79,10 @@ pub fn daemonize(pid_file: &Path) -> Result<Ready, StartError> {
         }
         Ok(ForkResult::Parent { child }) => {
             drop(write);
-            std::process::exit(wait_for_child(child, read, pid_file));
+            logging::leave_lines_to_child();
+            let code = wait_for_child(child, read, pid_file);
+            logging::finish();
+            std::process::exit(code);
         }
     }
 }

@@ -23,7 +23,13 @@ where
     I: IntoIterator<Item = T>,
     T: Into<std::ffi::OsString> + Clone,
 {
-    let config = match config::parse(args) {
+    let code = run_logged(config::parse(args));
+    logging::finish();
+    code
+}
+
+fn run_logged(arguments: Parsed) -> i32 {
+    let config = match arguments {
         Parsed::Run(config) => *config,
         Parsed::Help(text) => {
             // A closed stdout is the reader's choice.
@@ -90,6 +96,7 @@ fn prepare(config: &Config) -> Result<Prepared, Failure> {
         error,
         locked: false,
     };
+    files::raise_file_limit().map_err(early)?;
     let (node_name, node_ip) = name_and_address(config).map_err(early)?;
     tracing::info!(
         target: "main",
@@ -133,6 +140,7 @@ fn serve(config: &Config, prepared: Prepared) -> Result<(), StartError> {
         daemonize(&config.pid_file)?
     };
     let terminator = Terminator::install().map_err(StartError::Signals)?;
+    logging::start_thread().map_err(StartError::thread("log"))?;
     let (www_gid, first_pid) = (prepared.www_gid, prepared.first_pid);
     if config.foreground {
         // Before anybody can reach the service: with the service there is a pid to be found.
@@ -164,6 +172,7 @@ fn stop(config: &Config, node: Node, www_gid: u32) {
         std::thread::sleep(STOP_LIMIT);
         tracing::error!(target: "main", "stopping takes longer than {STOP_LIMIT:?} - giving up");
         files::remove_pid_file(&pid_file);
+        logging::finish();
         std::process::exit(FAILED);
     });
     if let Err(err) = limit {
