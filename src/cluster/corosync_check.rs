@@ -24,7 +24,7 @@ const ABOUT_THE_HOST: [&str; 7] = [
     "Could only read ",
     "Cannot chdir ",
     "Can't read file",
-    "failed to parse node address",
+    "failed to parse ",
     "parse error in config: No valid name found for local host",
 ];
 
