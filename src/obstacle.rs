@@ -79,7 +79,7 @@ fn refusal(path: &Path, wanted: Access) -> Option<String> {
     match access(path, wanted) {
         Err(Errno::ROFS) => Some(format!(
             "'{shown}' is on a read-only file system; the kernel makes it so after errors of the \
-             disk (dmesg). When that is mended: mount -o remount,rw \"$(findmnt -no TARGET -T '{shown}')\""
+             disk (dmesg). When that is mended: mount -o remount,rw \"$(findmnt -nfo TARGET -T '{shown}')\""
         )),
         // Of a file that root may write otherwise.
         Err(Errno::PERM) => Some(format!(

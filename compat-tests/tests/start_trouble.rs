@@ -5,10 +5,12 @@
 #[path = "common/session.rs"]
 mod session;
 
-use compat_tests::daemon::{Exit, run_to_end};
+use compat_tests::daemon::{Exit, PATIENCE, run_to_end, wait_for};
 use compat_tests::{Checker, Client, Daemon, Lab, Node, Subject, client, on_both};
 use session::run;
 use std::fs;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixStream};
 use std::process::Command;
 
 on_both!(
@@ -17,7 +19,8 @@ on_both!(
     open_files,
     shared_memory,
     run_directory,
-    lock_holder
+    lock_holder,
+    refused_client
 );
 
 const DB: &str = "/var/lib/pve-cluster/config.db";
@@ -128,7 +131,6 @@ fn database(subject: &Subject) {
         ),
     ] {
         fill(&node, subject);
-        eprintln!("case {case}");
         sh(&node, &before.replace("DB", DB));
         let exit = run(&node, subject, &["-l"]);
         let line = refused(&mut checker, case, &exit, says);
@@ -144,7 +146,10 @@ fn database(subject: &Subject) {
         }
         let kept = is_kept(&node, subject).to_string();
         checker.must(&format!("{case}: kept"), "true", &kept);
-        node.sh(&format!("umount {DB} || umount /var/lib/pve-cluster"));
+        if before.starts_with("mount") {
+            let on = before.split(' ').nth(3).unwrap();
+            sh(&node, &format!("umount {}", on.replace("DB", DB)));
+        }
     }
     checker.finish();
 }
@@ -221,8 +226,34 @@ fn open_files(subject: &Subject) {
         daemon
     };
     assert_eq!(daemon.stop().code, 0);
+    if subject.is_ours() {
+        used_up(&node, subject, &mut checker);
+    }
     checker.must("kept", "true", &is_kept(&node, subject).to_string());
     checker.finish();
+}
+
+/// Clients have all files that may be open: the log says so, and the next one waits for its turn.
+fn used_up(node: &Node, subject: &Subject, checker: &mut Checker) {
+    let mut daemon = limited(node, subject, "64:64");
+    daemon.wait_usable();
+    let mut name = [0; 107];
+    name[..4].copy_from_slice(b"pve2");
+    let clients: Vec<UnixStream> = node.inside(|| {
+        let address = SocketAddr::from_abstract_name(name).unwrap();
+        let client = |_| UnixStream::connect_addr(&address).unwrap();
+        (0..64).map(client).collect()
+    });
+    let says = "cannot accept connections: Too many open files - the 64 files this process may open \
+                are in use: raise LimitNOFILE= in the unit";
+    let told = wait_for(PATIENCE, || daemon.stderr().contains(says));
+    checker.check("used up", told, || daemon.stderr());
+    drop(clients);
+    let reply = Client::new(node, client::ROOT)
+        .request(1, b"", None)
+        .error();
+    checker.check("used up", reply == Some(0), || format!("{reply:?}"));
+    assert_eq!(daemon.stop().code, 0);
 }
 
 fn shared_memory(subject: &Subject) {
@@ -285,6 +316,45 @@ fn run_directory(subject: &Subject) {
         || log.clone(),
     );
     sh(&node, "umount /run");
+    checker.finish();
+}
+
+/// Root needs its own group, too: the refused client is told who it is and what it needs.
+fn refused_client(subject: &Subject) {
+    let (_lab, node) = Lab::single();
+    let mut checker = Checker::new(subject, "start-refused-client");
+    let daemon = Daemon::local(&node, subject);
+    for identity in [(0, 100), (65534, 65534)] {
+        let reply = Client::new(&node, identity).request(1, b"", None);
+        let accepted = reply.error() == Some(0);
+        checker.must(
+            &format!("{identity:?} accepted"),
+            "false",
+            &accepted.to_string(),
+        );
+        let (uid, gid) = identity;
+        let start = format!("connection from bad user {uid}! - rejected");
+        let log = daemon.stderr();
+        let line = log
+            .lines()
+            .find(|line| line.contains(&start))
+            .unwrap_or_default();
+        checker.check("line", !line.is_empty(), || log.clone());
+        if subject.is_ours() {
+            let says = format!(
+                ", uid {uid}, gid {gid}: it needs uid 0 with gid 0 or, for reading, gid 33 (www-data)"
+            );
+            checker.check(
+                "line",
+                line.contains(&says) && line.contains("(pid "),
+                || line.into(),
+            );
+        }
+    }
+    // what the line says it needs
+    let reply = Client::new(&node, (0, 33)).request(1, b"", None).error();
+    checker.must("root with group www-data", "Some(0)", &format!("{reply:?}"));
+    daemon.stop();
     checker.finish();
 }
 

@@ -5,6 +5,8 @@ use std::io::{self, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use crate::obstacle;
+
 use super::corosync_check::{Check, lacks_node};
 
 /// Nothing of this size is a configuration; the tree holds no larger file either.
@@ -76,7 +78,7 @@ impl Export {
             Err(err) => {
                 tracing::error!(
                     target: "dcdb",
-                    "unable to read cluster config file '{name}' - {err}"
+                    "unable to read cluster config file '{name}' - {err}; it is replaced"
                 );
                 Vec::new()
             }
@@ -114,7 +116,9 @@ impl Export {
             Err(err) => {
                 tracing::error!(
                     target: "dcdb",
-                    "unable to write corosync config file '{name}': {err}"
+                    "unable to write corosync config file '{name}': {err}{} - corosync goes on with \
+                     the old one",
+                    obstacle::tail(&self.host_file)
                 );
                 Outcome::Kept
             }

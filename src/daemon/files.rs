@@ -109,7 +109,7 @@ impl Lock {
         };
         let at = UNIX_EPOCH + Duration::from_secs(u64::from(start));
         if let Err(err) = self.file.set_modified(at) {
-            tracing::warn!(target: "main", "unable to remember the start time on the lock file: {err}");
+            tracing::warn!(target: "main", "unable to remember the start time on the lock file: {err} - clients may keep old caches if pmxcfs is restarted within a second");
         }
         start
     }

@@ -27,9 +27,7 @@ pub enum StartError {
         "Unable to resolve node name '{name}' to a non-loopback IP address - missing entry in '/etc/hosts' or DNS? ({found})"
     )]
     Resolve { name: String, found: String },
-    #[error(
-        "Unable to get www-data group ID - there is no group 'www-data' in /etc/group (apt install --reinstall base-passwd)"
-    )]
+    #[error("Unable to get www-data group ID - there is no group www-data (getent group www-data)")]
     Group,
     #[error(
         "this process may open {limit} files only and needs {needed}: raise the limit (LimitNOFILE= in the unit, 'ulimit -n' in a shell)"
@@ -48,22 +46,32 @@ pub enum StartError {
     },
     #[error("memdb_open failed - unable to open database '{0}'")]
     Database(String),
-    #[error("memdb_write failed - unable to import corosync.conf")]
-    Import,
+    #[error(
+        "memdb_write failed - unable to import corosync.conf: '{file}' into '{database}': {reason}"
+    )]
+    Import {
+        file: &'static str,
+        database: String,
+        reason: String,
+    },
     #[error("fuse_mount error: {0}")]
     Mount(String),
     #[error("failed to start the file system threads: {0}")]
     Fuse(std::io::Error),
     #[error("qb_ipcs_create failed: {0}")]
     Ipc(std::io::Error),
-    #[error("unable to start thread '{name}': {source}")]
+    #[error(
+        "unable to start thread '{name}': {source} - see the limits of tasks and memory of this process (TasksMax=, MemoryMax= in the unit, 'ulimit -u' in a shell)"
+    )]
     Thread {
         name: &'static str,
         source: std::io::Error,
     },
     #[error("pipe error: {0}")]
     Pipe(std::io::Error),
-    #[error("failed to daemonize program - {0}")]
+    #[error(
+        "failed to daemonize program - {0} - see the limits of tasks and memory of this process ('ulimit -u', free)"
+    )]
     Fork(std::io::Error),
     #[error("unable to handle signals: {0}")]
     Signals(std::io::Error),

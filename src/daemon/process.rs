@@ -105,13 +105,13 @@ fn wait_for_child(child: Pid, pipe: OwnedFd, pid_file: &Path) -> i32 {
             }
             return 0;
         }
-        Ok(()) => tracing::error!(target: "main", "child failed to send '1'"),
+        Ok(()) => no_answer(),
         // The child says itself why it ends.
         Err(err) if err.kind() == io::ErrorKind::UnexpectedEof => {
             if ended_by_itself(child) {
                 return 255;
             }
-            tracing::error!(target: "main", "child failed to send '1'");
+            no_answer();
         }
         Err(err) => tracing::error!(target: "main", "read error: {err}"),
     }
@@ -119,6 +119,13 @@ fn wait_for_child(child: Pid, pipe: OwnedFd, pid_file: &Path) -> i32 {
     let _ = kill(child, Signal::SIGKILL);
     let _ = waitpid(child, None);
     255
+}
+
+fn no_answer() {
+    tracing::error!(
+        target: "main",
+        "child failed to send '1' - the daemon was ended before it was ready, see 'journalctl -t pmxcfs'"
+    );
 }
 
 /// Waits a moment for the child to end with an exit code of its own.

@@ -170,7 +170,7 @@ fn stop(config: &Config, node: Node, www_gid: u32) {
     // no clean end, its next opening recovers the WAL.
     let limit = std::thread::Builder::new().name("stop-limit".into()).spawn(move || {
         std::thread::sleep(STOP_LIMIT);
-        tracing::error!(target: "main", "stopping takes longer than {STOP_LIMIT:?} - giving up");
+        tracing::error!(target: "main", "stopping takes longer than {STOP_LIMIT:?} - giving up; the next start finds all that was acknowledged");
         files::remove_pid_file(&pid_file);
         logging::finish();
         std::process::exit(FAILED);
