@@ -20,6 +20,7 @@ on_both!(
     shared_memory,
     run_directory,
     lock_holder,
+    killed_holder,
     refused_client
 );
 
@@ -317,6 +318,54 @@ fn run_directory(subject: &Subject) {
     );
     sh(&node, "umount /run");
     checker.finish();
+}
+
+/// A daemon that was killed while a thread of it waits in the kernel: neither `systemctl stop` nor
+/// `kill` helps. The first thread of this process is gone, and what it holds stays.
+fn killed_holder(subject: &Subject) {
+    let (_lab, node) = Lab::single();
+    let mut checker = Checker::new(subject, "start-killed-holder");
+    fill(&node, subject);
+    let script = "import ctypes, fcntl, threading, time\n\
+                  f = open('/var/lib/pve-cluster/.pmxcfs.lockfile')\n\
+                  fcntl.flock(f, fcntl.LOCK_EX)\n\
+                  threading.Thread(target=lambda: time.sleep(1000)).start()\n\
+                  ctypes.CDLL(None).syscall(60, 0)\n";
+    let mut holder = node
+        .command("python3")
+        .args(["-c", script])
+        .spawn()
+        .unwrap();
+    let pid = holder.id();
+    let gone = || {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        status.contains("State:\tZ")
+    };
+    assert!(wait_for(PATIENCE, gone));
+    let exit = run(&node, subject, &["-l"]);
+    checker.must("exit", "255", &exit.code.to_string());
+    if subject.is_ours() {
+        let says = format!("held by pid {pid}, which was killed and has not ended yet. If");
+        let line = exit.stderr.lines().find(|line| line.contains(&says));
+        checker.check("log", line.is_some(), || exit.stderr.clone());
+        cut_off(&node, subject, line.unwrap_or_default(), &mut checker);
+    }
+    // the thread
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+    checker.must("kept", "true", &is_kept(&node, subject).to_string());
+    checker.finish();
+}
+
+/// The command of the line ends whatever serves `/etc/pve`.
+fn cut_off(node: &Node, subject: &Subject, line: &str, checker: &mut Checker) {
+    sh(node, "mount -t fusectl fusectl /sys/fs/fuse/connections");
+    let other = ["-f", "-l", "--database", "/run/other/config.db"];
+    let mut daemon = Daemon::spawn(node, subject, &other);
+    daemon.wait_usable();
+    sh(node, line.split_once("has to be cut off: ").unwrap().1);
+    let ended = wait_for(PATIENCE, || !daemon.is_running());
+    checker.check("cut off", ended, || daemon.stderr());
 }
 
 /// Root needs its own group, too: the refused client is told who it is and what it needs.

@@ -8,23 +8,40 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, PartialEq, Eq)]
 struct Holder {
     pid: u32,
-    command: String,
+    /// `None`: it was killed, and a thread of it has not ended yet.
+    command: Option<String>,
 }
+
+/// For a process that waits in the kernel for its own mount, which no signal can end.
+const ABORT: &str = "echo 1 > /sys/fs/fuse/connections/$(awk '$5 == \"/etc/pve\" { split($3, n, \":\"); c = n[2] } \
+                     END { print c }' /proc/self/mountinfo)/abort";
 
 /// ` (held by pid 1234: /usr/bin/pmxcfs -l)`, or nothing if nobody is found.
 pub fn name(lock: &Path) -> String {
-    find(lock).map_or_else(String::new, |Holder { pid, command }| {
-        format!(" (held by pid {pid}: {command})")
-    })
+    match find(lock) {
+        Some(Holder {
+            pid,
+            command: Some(command),
+        }) => format!(" (held by pid {pid}: {command})"),
+        Some(Holder { pid, command: None }) => format!(" (held by pid {pid}, which was killed)"),
+        None => String::new(),
+    }
 }
 
 /// Who holds it, and how to end that; the tail of a message.
 pub fn advice(lock: &Path) -> String {
     let file = lock.display();
     match find(lock) {
-        Some(Holder { pid, command }) => format!(
+        Some(Holder {
+            pid,
+            command: Some(command),
+        }) => format!(
             " - '{file}' is held by pid {pid} ({command}): 'systemctl stop pve-cluster' ends the \
              service, 'kill {pid}' one that was started by hand"
+        ),
+        Some(Holder { pid, command: None }) => format!(
+            " - '{file}' is held by pid {pid}, which was killed and has not ended yet. If it is still \
+             there in a minute, it waits in the kernel for /etc/pve, which has to be cut off: {ABORT}"
         ),
         None => format!(
             " - '{file}' is held by a process that is not to be seen from here (another container \
@@ -70,17 +87,11 @@ fn has_lock(fdinfo: &str, inode: &str) -> bool {
         .any(|line| line.starts_with("lock:") && line.contains("FLOCK") && line.contains(inode))
 }
 
-/// The command line, or the name of a process that has none any more.
-fn command(process: &Path) -> String {
+/// The command line; a process that was killed has none any more.
+fn command(process: &Path) -> Option<String> {
     let line = fs::read(process.join("cmdline")).unwrap_or_default();
     let line = String::from_utf8_lossy(&line).replace('\0', " ");
-    match line.trim() {
-        "" => {
-            let name = fs::read_to_string(process.join("comm")).unwrap_or_default();
-            format!("{}, which was killed and has not ended yet", name.trim())
-        }
-        line => line.to_owned(),
-    }
+    Some(line.trim().to_owned()).filter(|line| !line.is_empty())
 }
 
 #[cfg(test)]
@@ -97,7 +108,7 @@ mod tests {
         flock(&file, FlockOperation::NonBlockingLockExclusive).unwrap();
         let holder = find(&path).unwrap();
         assert_eq!(holder.pid, std::process::id());
-        assert!(holder.command.contains("pmxcfs"), "{holder:?}");
+        assert!(holder.command.unwrap().contains("pmxcfs"));
         assert!(advice(&path).contains("systemctl stop pve-cluster"));
         drop(file);
         assert_eq!(name(&path), "");
