@@ -29,6 +29,7 @@ pub mod kvstore;
 mod le;
 mod log_limit;
 pub mod memdb;
+mod obstacle;
 pub mod replica;
 pub mod rrd;
 pub mod status;

@@ -125,7 +125,8 @@ impl Daemon {
         daemon
     }
 
-    fn spawn_command(node: &Node, subject: &Subject, mut command: Command) -> Self {
+    /// Starts `command`, which is or becomes the daemon, and returns at once.
+    pub fn spawn_command(node: &Node, subject: &Subject, mut command: Command) -> Self {
         let stderr = output_file(node);
         to_file(&mut command, &stderr);
         let started = Instant::now();

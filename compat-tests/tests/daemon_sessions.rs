@@ -6,8 +6,9 @@
 mod session;
 
 use compat_tests::daemon::{Background, wait_for};
-use compat_tests::{Checker, Client, Daemon, Lab, Subject, client, on_both};
-use nix::sys::signal::Signal;
+use compat_tests::{Checker, Client, Daemon, Lab, Node, Subject, client, on_both};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use session::{RESOLVED, leftovers, ls, run, shown};
 use std::fs;
 use std::time::{Duration, Instant};
@@ -17,7 +18,7 @@ on_both!(signals, daemonised, lock, addresses, database, ipc, debug);
 fn signals(subject: &Subject) {
     let (lab, node) = Lab::single();
     let mut checker = Checker::new(subject, "daemon-signals");
-    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
         let mut daemon = Daemon::local(&node, subject);
         checker.golden(
             &format!("{signal}: lock file while running"),
@@ -39,9 +40,8 @@ fn signals(subject: &Subject) {
             "missing",
             &ls(&flag),
         );
-        let ignored = daemon.is_running()
-            && nix::sys::signal::kill(nix::unistd::Pid::from_raw(daemon.pid()), Signal::SIGPIPE)
-                .is_ok();
+        let ignored =
+            daemon.is_running() && kill(Pid::from_raw(daemon.pid()), Signal::SIGPIPE).is_ok();
         std::thread::sleep(Duration::from_millis(50));
         checker.check("SIGPIPE", ignored && daemon.is_running(), || {
             "ended the daemon".to_string()
@@ -69,7 +69,33 @@ fn signals(subject: &Subject) {
         "-0600 root:root 0",
         &ls(&node.dir.join("varlib/.pmxcfs.lockfile")),
     );
+    hangup(subject, &node, &mut checker);
     checker.finish();
+}
+
+/// SIGHUP is no request to end: a closed terminal, or somebody who wants a file to be read again.
+fn hangup(subject: &Subject, node: &Node, checker: &mut Checker) {
+    let mut daemon = Daemon::local(node, subject);
+    kill(Pid::from_raw(daemon.pid()), Signal::SIGHUP).unwrap();
+    let line = "[main] notice: SIGHUP ignored: there is no configuration to read again";
+    let told = || daemon.stderr().lines().any(|l| l == line);
+    // what comes is the line of the one or the end of the other
+    wait_for(Duration::from_secs(20), || {
+        told() || node.mounts().is_empty()
+    });
+    let told = told();
+    let serves = node.inside(|| fs::read("/etc/pve/.version").is_ok());
+    if !serves {
+        wait_for(Duration::from_secs(20), || !daemon.is_running());
+    }
+    let result = match (told, serves, daemon.is_running()) {
+        (true, true, true) => "says so and serves",
+        (false, false, false) => "ends",
+        _ => "something else",
+    };
+    checker.golden("SIGHUP", "ends", result);
+    checker.golden("SIGHUP: exit", "0", &daemon.stop().code.to_string());
+    leftovers(checker, node, "after SIGHUP");
 }
 
 fn proc_line(pid: i32, field: &str) -> String {
@@ -162,7 +188,10 @@ fn lock(subject: &Subject) {
          Resource temporarily unavailable\n[main] notice: exit proxmox configuration filesystem (-1)"
     );
     checker.golden("second instance: exit", "255", &exit.code.to_string());
-    checker.golden("second instance: output", &want, &shown(&lab, &exit.stderr));
+    let output = shown(&lab, &exit.stderr)
+        .replace(&first.pid().to_string(), "PID")
+        .replace(subject.binary.to_str().unwrap(), "pmxcfs");
+    checker.golden("second instance: output", &want, &output);
     checker.check(
         "second instance: patience",
         (9..=14).contains(&seconds),
@@ -208,6 +237,16 @@ fn addresses(subject: &Subject) {
             "::1 node1\nfe80::1 node1\n".to_string(),
             "[main] notice: resolved node name 'node1' to 'fe80::1' for default node IP address",
         ),
+        (
+            "0.0.0.0 only",
+            "0.0.0.0 node1\n".to_string(),
+            "[main] notice: resolved node name 'node1' to '0.0.0.0' for default node IP address",
+        ),
+        (
+            "multicast only",
+            "239.192.1.1 node1\n".to_string(),
+            "[main] notice: resolved node name 'node1' to '239.192.1.1' for default node IP address",
+        ),
     ] {
         fs::write(&hosts, text).unwrap();
         let mut daemon = Daemon::spawn(&node, subject, &["-f", "-l"]);
@@ -217,7 +256,19 @@ fn addresses(subject: &Subject) {
         };
         let code = if want == refused { "255" } else { "0" };
         checker.golden(&format!("{case}: exit"), code, &exit.code.to_string());
-        let output = shown(&lab, &exit.stderr);
+        // what libc says differs with its version and the state of the network
+        let output = [
+            "Temporary failure in name resolution",
+            "Name or service not known",
+        ]
+        .iter()
+        .fold(exit.stderr.clone(), |text, says| {
+            text.replace(
+                &format!("failed to lookup address information: {says}"),
+                "LIBC",
+            )
+        });
+        let output = shown(&lab, &output);
         let first = output.lines().next().unwrap_or_default();
         checker.golden(&format!("{case}: first line"), want, first);
     }
@@ -232,6 +283,29 @@ fn addresses(subject: &Subject) {
         "nodes/node1",
         target.to_str().unwrap(),
     );
+    daemon.stop();
+    for (case, text) in [
+        (
+            "only the full name resolves",
+            format!("{address} node1.example.com\n"),
+        ),
+        (
+            "only the full name is no loopback address",
+            format!("127.0.1.1 node1\n{address} node1.example.com\n"),
+        ),
+    ] {
+        fs::write(&hosts, text).unwrap();
+        let mut daemon = Daemon::spawn(&node, subject, &["-f", "-l"]);
+        let result = match daemon.try_wait_usable() {
+            Ok(_) => shown(&lab, &daemon.stop().stderr)
+                .lines()
+                .next()
+                .unwrap_or_default()
+                .to_string(),
+            Err(exit) => format!("exit {}", exit.code),
+        };
+        checker.must(case, RESOLVED, &result);
+    }
     checker.finish();
 }
 

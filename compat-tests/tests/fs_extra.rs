@@ -1,14 +1,20 @@
 //! What the probe cannot show: shared mappings that write, files that are open and removed when the
-//! daemon is killed, memory over many changes.
+//! daemon is killed, writes that end beyond 1 MiB, memory over many changes.
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)]
 use compat_tests::client::ROOT;
 use compat_tests::daemon::proc_value;
 use compat_tests::{Checker, Client, Daemon, Lab, Subject, on_both, report};
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 
-on_both!(shared_mapping, open_and_removed, memory_over_many_changes);
+on_both!(
+    shared_mapping,
+    open_and_removed,
+    beyond_the_largest_size,
+    memory_over_many_changes
+);
 
 /// Changes through a shared mapping arrive in the tree, so that IPC shows them.
 fn shared_mapping(subject: &Subject) {
@@ -30,6 +36,46 @@ fn shared_mapping(subject: &Subject) {
     checker.must("mapped write seen by GET_CONFIG", "kkHELLOkk", &part);
     checker.finish();
     drop(daemon);
+}
+
+/// A write that ends beyond 1 MiB, with its first page in the page cache and without.
+fn beyond_the_largest_size(subject: &Subject) {
+    const MIB: u64 = 1 << 20;
+    const SIZE: u64 = MIB - 50_000;
+    let (_lab, node) = Lab::single();
+    let daemon = Daemon::local(&node, subject);
+    let mut checker = Checker::new(subject, "fs-limit");
+    for cached in [true, false] {
+        let result = node.inside(|| {
+            let path = "/etc/pve/large";
+            fs::write(path, vec![b'a'; SIZE as usize]).unwrap();
+            let file = File::options().read(true).write(true).open(path).unwrap();
+            // the file from one end to the other, or no page of it
+            if cached {
+                let mut all = vec![0; SIZE as usize];
+                file.read_exact_at(&mut all, 0).unwrap();
+            } else {
+                let drop = PosixFadviseAdvice::POSIX_FADV_DONTNEED;
+                posix_fadvise(&file, 0, 0, drop).unwrap();
+            }
+            let written = match file.write_at(&vec![b'b'; 100_000], SIZE - 1) {
+                Ok(length) => format!("{length} written"),
+                Err(err) => format!("errno {}", err.raw_os_error().unwrap()),
+            };
+            // whoever goes on with the rest gets the error
+            let rest = file.write_at(&vec![b'b'; 90_000], SIZE + 848);
+            let rest = rest.map_or_else(|err| err.raw_os_error().unwrap(), |_| 0);
+            format!(
+                "{written}, then errno {rest}, size {}",
+                file.metadata().unwrap().len()
+            )
+        });
+        let case = format!("write across 1 MiB, first page cached: {cached}");
+        let want = format!("errno {0}, then errno {0}, size {SIZE}", nix::libc::EFBIG);
+        checker.must(&case, &want, &result);
+    }
+    checker.finish();
+    daemon.stop();
 }
 
 /// Nothing of a removed or replaced file that was still open is found after a kill.

@@ -4,10 +4,11 @@
 
 use std::io;
 use std::path::PathBuf;
-use std::process::{Command as Process, Stdio};
+use std::process::{Child, Command as Process, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
+use super::corosync_check::check;
 use super::corosync_conf::{Export, Outcome};
 use crate::memdb::TreePath;
 use crate::replica::SharedTree;
@@ -30,11 +31,15 @@ pub(super) struct Chores {
 impl Chores {
     /// Copies the file to the host if it is newer, before this returns, and starts the thread,
     /// which has corosync read it if there was an older one.
-    pub fn start(tree: SharedTree, host_file: PathBuf) -> io::Result<Chores> {
+    pub fn start(tree: SharedTree, host_file: PathBuf, node: String) -> io::Result<Chores> {
         let (queue, chores) = channel();
         let mut worker = Worker {
             tree,
-            export: Export { host_file },
+            export: Export {
+                host_file,
+                node,
+                check,
+            },
             reload_at: None,
         };
         worker.export(true);
@@ -97,30 +102,44 @@ fn reload() {
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn();
-    let mut tool = match tool {
-        Ok(tool) => tool,
+    let ended = match tool {
+        Ok(tool) => run_for(tool, RELOAD_LIMIT),
         Err(err) => return tracing::error!(target: "dcdb", "corosync-cfgtool -R failed: {err}"),
     };
-    let end = Instant::now() + RELOAD_LIMIT;
+    match ended {
+        Ended::Code(0) => {}
+        Ended::Code(code) => tracing::error!(
+            target: "dcdb",
+            "corosync-cfgtool -R failed with exit code {code}: corosync goes on with its old \
+             configuration - run it by hand for the reason, or see 'journalctl -u corosync'"
+        ),
+        Ended::Killed => tracing::error!(
+            target: "dcdb",
+            "corosync-cfgtool -R did not end within {RELOAD_LIMIT:?}"
+        ),
+    }
+}
+
+/// How a program ended.
+pub(super) enum Ended {
+    /// By itself; -1 if a signal ended it.
+    Code(i32),
+    /// It took too long.
+    Killed,
+}
+
+/// Waits for the end of a program, and ends it after `limit`.
+pub(super) fn run_for(mut program: Child, limit: Duration) -> Ended {
+    let end = Instant::now() + limit;
     loop {
-        match tool.try_wait() {
-            Ok(Some(status)) if status.success() => return,
-            Ok(Some(status)) => {
-                let code = status.code().unwrap_or(-1);
-                return tracing::error!(
-                    target: "dcdb",
-                    "corosync-cfgtool -R failed with exit code {code}"
-                );
-            }
+        match program.try_wait() {
+            Ok(Some(status)) => return Ended::Code(status.code().unwrap_or(-1)),
             Ok(None) if Instant::now() < end => std::thread::sleep(Duration::from_millis(20)),
             Ok(None) | Err(_) => {
                 // It may have ended by itself in between.
-                let _ = tool.kill();
-                let _ = tool.wait();
-                return tracing::error!(
-                    target: "dcdb",
-                    "corosync-cfgtool -R did not end within {RELOAD_LIMIT:?}"
-                );
+                let _ = program.kill();
+                let _ = program.wait();
+                return Ended::Killed;
             }
         }
     }

@@ -5,12 +5,20 @@ use std::io::{self, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use crate::obstacle;
+
+use super::corosync_check::{Check, lacks_node};
+
 /// Nothing of this size is a configuration; the tree holds no larger file either.
 const MAX_HOST_FILE: u64 = 1 << 20;
 
-/// Where the copy is.
+/// Where the copy is, and what decides whether it is replaced.
 pub(super) struct Export {
     pub host_file: PathBuf,
+    /// Name of this node.
+    pub node: String,
+    /// Would corosync take it?
+    pub check: fn(&[u8]) -> Check,
 }
 
 /// What was done.
@@ -55,18 +63,22 @@ impl Export {
             return Outcome::Kept;
         }
         let version = config_version(content);
+        let name = self.host_file.display();
         if version == 0 {
-            tracing::error!(target: "dcdb", "unable to parse cluster config_version");
+            tracing::error!(
+                target: "dcdb",
+                "unable to parse cluster config_version - totem.config_version of \
+                 '/etc/pve/corosync.conf' must be a number above 0: '{name}' stays as it is"
+            );
             return Outcome::Kept;
         }
-        let name = self.host_file.display();
         let old = match read(&self.host_file) {
             Ok(old) => old,
             Err(err) if err.kind() == io::ErrorKind::NotFound => Vec::new(),
             Err(err) => {
                 tracing::error!(
                     target: "dcdb",
-                    "unable to read cluster config file '{name}' - {err}"
+                    "unable to read cluster config file '{name}' - {err}; it is replaced"
                 );
                 Vec::new()
             }
@@ -76,7 +88,19 @@ impl Export {
         }
         let old_version = config_version(&old);
         if version < old_version {
-            tracing::error!(target: "dcdb", "local corosync.conf is newer");
+            tracing::error!(
+                target: "dcdb",
+                "local corosync.conf is newer - '{name}' has config_version {old_version} and stays \
+                 as it is, '/etc/pve/corosync.conf' has {version}: give that a higher one"
+            );
+            return Outcome::Kept;
+        }
+        if let Some(why) = self.obstacle(content, (version == old_version).then_some(&old)) {
+            tracing::error!(
+                target: "dcdb",
+                "'/etc/pve/corosync.conf' (config_version {version}) not accepted: {why}. '{name}' \
+                 stays as it is (config_version {old_version}), and corosync is not told"
+            );
             return Outcome::Kept;
         }
         match replace(&self.host_file, content) {
@@ -92,10 +116,48 @@ impl Export {
             Err(err) => {
                 tracing::error!(
                     target: "dcdb",
-                    "unable to write corosync config file '{name}': {err}"
+                    "unable to write corosync config file '{name}': {err}{} - corosync goes on with \
+                     the old one",
+                    obstacle::tail(&self.host_file)
                 );
                 Outcome::Kept
             }
+        }
+    }
+}
+
+impl Export {
+    /// Why the host's file is better kept; `same` is that file if it has the same version.
+    fn obstacle(&self, content: &[u8], same: Option<&Vec<u8>>) -> Option<String> {
+        match self.usable(content) {
+            Check::Refused(why) => return Some(why),
+            Check::Unclear(why) => tracing::warn!(
+                target: "dcdb",
+                "corosync does not take '/etc/pve/corosync.conf' on this host as it is now: {why}"
+            ),
+            Check::Taken => {}
+        }
+        // What corosync runs with, unless it was cut off or edited in the wrong place.
+        let accepted = |old| !matches!(self.usable(old), Check::Refused(_));
+        same.is_some_and(|old| accepted(old)).then(|| {
+            "it differs from the host's file without a higher totem.config_version, by which \
+             corosync tells them apart"
+                .into()
+        })
+    }
+
+    fn usable(&self, content: &[u8]) -> Check {
+        if lacks_node(content, &self.node) {
+            let node = &self.node;
+            return Check::Refused(format!(
+                "its nodelist has no node with name: {node}, so that corosync would not start here"
+            ));
+        }
+        match (self.check)(content) {
+            Check::Refused(why) => {
+                Check::Refused(format!("corosync would not start with it ({why})"))
+            }
+            other => other,
         }
     }
 }
@@ -162,11 +224,27 @@ mod tests {
         assert_eq!(config_version(b""), 0);
     }
 
+    /// Takes what does not say otherwise.
+    fn corosync(text: &[u8]) -> Check {
+        let says = |word: &str| text.windows(word.len()).any(|part| part == word.as_bytes());
+        match (says("bad"), says("later")) {
+            (true, _) => Check::Refused("line 1: bad".into()),
+            (_, true) => Check::Unclear("no address yet".into()),
+            _ => Check::Taken,
+        }
+    }
+
+    fn export(dir: &Path) -> Export {
+        Export {
+            host_file: dir.join("corosync.conf"),
+            node: "node1".into(),
+            check: corosync,
+        }
+    }
+
     fn run(host: Option<&[u8]>, content: &[u8]) -> (Outcome, Option<Vec<u8>>) {
         let dir = tempfile::tempdir().unwrap();
-        let export = Export {
-            host_file: dir.path().join("corosync.conf"),
-        };
+        let export = export(dir.path());
         if let Some(host) = host {
             std::fs::write(&export.host_file, host).unwrap();
         }
@@ -178,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn newer_and_equal_versions_are_written_older_ones_not() {
+    fn newer_versions_are_written() {
         let (one, two) = (
             b"config_version: 1\n".as_slice(),
             b"config_version: 2\n".as_slice(),
@@ -186,10 +264,7 @@ mod tests {
         let other_two = b"config_version: 2\n#".as_slice();
         let written = |reload| Outcome::Written { reload };
         assert_eq!(run(Some(one), two), (written(true), Some(two.into())));
-        assert_eq!(
-            run(Some(two), other_two),
-            (written(true), Some(other_two.into()))
-        );
+        assert_eq!(run(Some(two), other_two), (Outcome::Kept, Some(two.into())));
         assert_eq!(run(Some(two), one), (Outcome::Kept, Some(two.into())));
         assert_eq!(run(Some(two), two), (Outcome::Kept, Some(two.into())));
         assert_eq!(run(None, two), (written(false), Some(two.into())));
@@ -202,11 +277,31 @@ mod tests {
     }
 
     #[test]
+    fn the_last_accepted_file_is_kept() {
+        let one = b"config_version: 1\n".as_slice();
+        let kept = |new: &[u8]| {
+            assert_eq!(run(Some(one), new), (Outcome::Kept, Some(one.into())));
+            assert_eq!(run(None, new), (Outcome::Kept, None));
+        };
+        kept(b"config_version: 2\nbad\n");
+        kept(b"config_version: 2\nnodelist {\nnode {\nname: node2\n}\n}\n");
+        let written = |host: &[u8], new: &[u8]| {
+            let outcome = Outcome::Written { reload: true };
+            assert_eq!(run(Some(host), new), (outcome, Some(new.into())));
+        };
+        written(one, b"config_version: 2\nlater\n");
+        written(
+            one,
+            b"config_version: 2\nnodelist {\nnode {\nname: node1\n}\n}\n",
+        );
+        // what corosync does not take is nothing to keep
+        written(b"config_version: 2\nbad\n", b"config_version: 2\n");
+    }
+
+    #[test]
     fn everybody_may_read_it() {
         let dir = tempfile::tempdir().unwrap();
-        let export = Export {
-            host_file: dir.path().join("corosync.conf"),
-        };
+        let export = export(dir.path());
         export.run(b"config_version: 1");
         let mode = std::fs::metadata(&export.host_file)
             .unwrap()

@@ -5,7 +5,7 @@
 //! * `group`         – one group: machine, connection, send queue
 //! * `database`      – what stands around dcdb: readers, disk, announcements, waiting callers
 //! * `connector`     – the thread for whatever waits for corosync, and for cmap
-//! * `chores`, `corosync_conf` – the host's copy of corosync.conf, and its reload
+//! * `chores`, `corosync_conf`, `corosync_check` – the host's copy of corosync.conf, and its reload
 //! * `differences`   – what the kernel forgets when a synchronisation replaces the tree
 //! * `rounds`        – what shows that the others have what was delivered here
 //! * `gate`          – answers that wait for that and for the disk
@@ -18,6 +18,7 @@
 
 mod chores;
 mod connector;
+mod corosync_check;
 mod corosync_conf;
 mod database;
 mod differences;
@@ -267,7 +268,8 @@ impl Prepared {
         let Prepared { parts, replica } = self;
         let inbox = replica.inbox.clone();
         let jobs = Arc::new(Inbox::new()?);
-        let chores = Chores::start(parts.tree.clone(), parts.host_conf)?;
+        let node = parts.status.node().to_owned();
+        let chores = Chores::start(parts.tree.clone(), parts.host_conf, node)?;
         let connector = Connector::new(jobs.clone(), inbox.clone(), parts.status.clone());
         let (database, host) = Database::new(
             DatabaseParts {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
+use super::address::is_address;
 use crate::fs::NameCache;
 use crate::rrd;
 
@@ -86,6 +87,14 @@ fn seconds_arg(long: &'static str, help: &'static str, default: &'static str) ->
         .default_value(default)
 }
 
+fn node_ip(text: &str) -> Result<IpAddr, String> {
+    match text.parse() {
+        Ok(ip) if is_address(ip) => Ok(ip),
+        Ok(_) => Err("this is not the address of a host".into()),
+        Err(err) => Err(format!("{err}")),
+    }
+}
+
 fn flag(name: &'static str, short: char, help: &'static str) -> Arg {
     Arg::new(name)
         .long(name)
@@ -148,7 +157,7 @@ fn command() -> Command {
                 .long("node-ip")
                 .value_name("ADDRESS")
                 .help("Node address instead of resolving the node name")
-                .value_parser(value_parser!(IpAddr)),
+                .value_parser(node_ip),
         )
         .arg(seconds_arg(
             "write-timeout",
@@ -365,6 +374,11 @@ mod tests {
         assert_eq!(refused(&["--ipc-name", "a/b"]).1, 1);
         assert_eq!(refused(&["--node-name", "-bad"]).1, 1);
         assert_eq!(refused(&["--node-ip", "nonsense"]).1, 1);
+        let (text, code) = refused(&["--node-ip", "0.0.0.0"]);
+        assert!(
+            code == 1 && text.contains("0.0.0.0") && text.contains("not the address"),
+            "{text}"
+        );
         assert_eq!(refused(&["--mountpoint"]).1, 1);
         assert_eq!(refused(&["--name-cache", "never"]).1, 1);
     }

@@ -9,9 +9,11 @@ use std::thread::sleep;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{FlockOperation, flock};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use super::StartError;
 use super::config::Config;
+use super::{StartError, holder};
+use crate::obstacle;
 
 const LOCK_TRIES: u32 = 11;
 const LOCK_PAUSE: Duration = Duration::from_secs(1);
@@ -21,6 +23,26 @@ pub fn make_directories(config: &Config, www_gid: u32) {
     let _ = DirBuilder::new().mode(0o750).create(config.state_dir());
     let _ = DirBuilder::new().mode(0o750).create(&config.runtime_dir);
     let _ = chown(&config.runtime_dir, Some(0), Some(www_gid));
+}
+
+/// What the daemon itself has open, without any client.
+const MIN_FILES: u64 = 64;
+
+/// Makes sure that [`MIN_FILES`] files may be open, although root's limit was set lower; otherwise
+/// every step of the start fails in its own way. The IPC server asks for more, for its clients.
+pub fn raise_file_limit() -> Result<(), StartError> {
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current.is_none_or(|current| current >= MIN_FILES) {
+        return Ok(());
+    }
+    let raised = Rlimit {
+        current: Some(MIN_FILES),
+        maximum: limit.maximum.map(|maximum| maximum.max(MIN_FILES)),
+    };
+    setrlimit(Resource::Nofile, raised).map_err(|_| StartError::FileLimit {
+        limit: limit.maximum.unwrap_or_default(),
+        needed: MIN_FILES,
+    })
 }
 
 /// The single-instance lock; held as long as the value lives (and by forked children).
@@ -43,13 +65,23 @@ impl Lock {
         let file = file.map_err(|source| StartError::LockCreate {
             path: path.display().to_string(),
             source,
+            obstacle: obstacle::tail(path),
         })?;
         for attempt in 1..=LOCK_TRIES {
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => return Ok(Lock { file, new }),
-                Err(err) if attempt == LOCK_TRIES => return Err(StartError::Lock(err.into())),
+                Err(err) if attempt == LOCK_TRIES => {
+                    return Err(StartError::Lock {
+                        source: err.into(),
+                        holder: holder::advice(path),
+                    });
+                }
                 Err(_) if attempt == 1 => {
-                    tracing::info!(target: "main", "unable to acquire pmxcfs lock - trying again");
+                    let who = holder::name(path);
+                    tracing::info!(
+                        target: "main",
+                        "unable to acquire pmxcfs lock - trying again{who}"
+                    );
                 }
                 Err(_) => {}
             }
@@ -77,7 +109,7 @@ impl Lock {
         };
         let at = UNIX_EPOCH + Duration::from_secs(u64::from(start));
         if let Err(err) = self.file.set_modified(at) {
-            tracing::warn!(target: "main", "unable to remember the start time on the lock file: {err}");
+            tracing::warn!(target: "main", "unable to remember the start time on the lock file: {err} - clients may keep old caches if pmxcfs is restarted within a second");
         }
         start
     }
@@ -110,6 +142,12 @@ pub fn write_pid_file(path: &Path, pid: u32) -> io::Result<()> {
     })
 }
 
+/// Says that the pid file could not be written; the daemon serves without.
+pub fn no_pid_file(path: &Path, err: &io::Error) {
+    let (path, why) = (path.display(), obstacle::tail(path));
+    tracing::error!(target: "main", "unable to write pid file '{path}': {err}{why}");
+}
+
 /// Removes the pid file if it names this process.
 pub fn remove_pid_file(path: &Path) {
     let own =
@@ -131,8 +169,9 @@ pub fn create_restart_flag(path: &Path, www_gid: u32) {
     drop(made);
     if let Err(err) = chown(path, Some(0), Some(www_gid)) {
         tracing::warn!(
-            "unable to create the restart flag '{}': {err}",
-            path.display()
+            "unable to create the restart flag '{}': {err}{}",
+            path.display(),
+            obstacle::tail(path)
         );
     }
 }

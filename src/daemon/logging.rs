@@ -2,23 +2,25 @@
 //! until the daemon has detached (or for ever with `-f`), to stderr.
 //!
 //! The domain is the `target` of a `tracing` event. Levels: `error!` is crit, `warn!` warning,
-//! `info!` notice, `debug!` debug. Writing never waits: a line that syslog cannot take at once is
-//! dropped and counted, because every thread of the daemon logs.
+//! `info!` notice, `debug!` debug. Every thread of the daemon logs, so a line never waits for
+//! syslog ([`Syslog`]).
 #![forbid(unsafe_code)]
 
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::os::unix::net::UnixDatagram;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
-use parking_lot::Mutex;
 use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
 use tracing::span;
 use tracing::{Event, Level, Metadata, Subscriber};
 use tracing_log::NormalizeEvent;
 
+use super::syslog::Syslog;
 use crate::errno_text::plain_errno;
 
 /// Longest text of one line in bytes.
@@ -26,6 +28,10 @@ const MAX_TEXT: usize = 8192;
 const SYSLOG_SOCKET: &str = "/dev/log";
 /// Facility daemon (3), shifted as syslog wants it.
 const FACILITY: u8 = 3 << 3;
+/// Its priority for a warning.
+const WARNING: u8 = 4;
+/// What the last lines may take at the end.
+const LAST_LINES: Duration = Duration::from_millis(500);
 /// Domains a line may carry; events of libraries get `main`.
 const DOMAINS: [&str; 9] = [
     "main", "database", "dcdb", "status", "ipcs", "loop", "confdb", "quorum", "fuse",
@@ -36,8 +42,7 @@ static LOGGER: OnceLock<Arc<Logger>> = OnceLock::new();
 struct Logger {
     debug: AtomicBool,
     stderr: AtomicBool,
-    syslog: Mutex<Option<UnixDatagram>>,
-    dropped: AtomicU64,
+    syslog: Syslog,
 }
 
 /// Starts logging; the first call decides. Errors of a second call are harmless (tests).
@@ -45,8 +50,7 @@ pub fn init(debug: bool) {
     let logger = Arc::new(Logger {
         debug: AtomicBool::new(debug),
         stderr: AtomicBool::new(true),
-        syslog: Mutex::new(None),
-        dropped: AtomicU64::new(0),
+        syslog: Syslog::new(Path::new(SYSLOG_SOCKET), lost),
     });
     if LOGGER.set(logger.clone()).is_ok() {
         // Fails only if somebody else installed a subscriber first: then his stays.
@@ -58,6 +62,29 @@ pub fn init(debug: bool) {
 /// Is there somebody to take what goes to syslog?
 pub fn syslog_listens() -> bool {
     UnixDatagram::unbound().is_ok_and(|socket| socket.connect(SYSLOG_SOCKET).is_ok())
+}
+
+/// Starts the thread that sends what syslog did not take at once. After the last fork.
+pub fn start_thread() -> std::io::Result<()> {
+    let Some(logger) = LOGGER.get().cloned() else {
+        return Ok(());
+    };
+    let thread = std::thread::Builder::new().name("log".into());
+    thread.spawn(move || logger.syslog.run()).map(drop)
+}
+
+/// Before the process ends: the last lines.
+pub fn finish() {
+    if let Some(logger) = LOGGER.get() {
+        logger.syslog.finish(LAST_LINES);
+    }
+}
+
+/// In the parent after a fork: the child has the lines that wait.
+pub fn leave_lines_to_child() {
+    if let Some(logger) = LOGGER.get() {
+        logger.syslog.forget();
+    }
 }
 
 /// From now on to syslog only: the daemon has detached from its terminal.
@@ -100,61 +127,28 @@ impl Logger {
         }
         let prio = match level {
             Level::ERROR => 2,
-            Level::WARN => 4,
+            Level::WARN => WARNING,
             Level::INFO => 5,
             _ => 7,
         };
-        self.to_syslog(prio, line);
-    }
-
-    fn to_syslog(&self, prio: u8, line: &str) {
-        let mut socket = self.syslog.lock();
-        let missed = self.dropped.swap(0, Relaxed);
-        let mut texts = Vec::with_capacity(2);
-        if missed > 0 {
-            texts.push(format!(
-                "[main] warning: {missed} log lines lost, syslog did not take them"
-            ));
-        }
-        texts.push(line.to_owned());
-        for text in texts {
-            let packet = format!(
-                "<{}>pmxcfs[{}]: {text}",
-                FACILITY | prio,
-                std::process::id()
-            );
-            // One more try with a new socket: syslog may have been restarted.
-            let sent = (0..2).any(|_| {
-                if socket.is_none() {
-                    *socket = connect();
-                }
-                match socket.as_ref().map(|s| s.send(packet.as_bytes())) {
-                    Some(Ok(_)) => true,
-                    Some(Err(err)) => {
-                        if err.kind() != std::io::ErrorKind::WouldBlock {
-                            *socket = None;
-                        }
-                        false
-                    }
-                    None => false,
-                }
-            });
-            if !sent {
-                // Without any syslog there is nothing to count for.
-                if socket.is_some() {
-                    self.dropped.fetch_add(1, Relaxed);
-                }
-                return;
-            }
-        }
+        self.syslog.send(packet(prio, line));
     }
 }
 
-fn connect() -> Option<UnixDatagram> {
-    let socket = UnixDatagram::unbound().ok()?;
-    socket.connect(SYSLOG_SOCKET).ok()?;
-    socket.set_nonblocking(true).ok()?;
-    Some(socket)
+/// A line as syslog wants it.
+fn packet(prio: u8, line: &str) -> String {
+    format!(
+        "<{}>pmxcfs[{}]: {line}",
+        FACILITY | prio,
+        std::process::id()
+    )
+}
+
+fn lost(lines: u64) -> String {
+    let text = format!(
+        "[main] warning: {lines} log lines lost here: syslog took none, and no more could wait"
+    );
+    packet(WARNING, &text)
 }
 
 /// The `tracing` side: no spans, events only.

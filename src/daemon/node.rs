@@ -18,6 +18,7 @@ use crate::fs::{Inodes, Served, Tuning, View, ViewConfig};
 use crate::ipc::server::{Server, ServerHandle};
 use crate::ipc::service::{ConfigService, Pending, StatusReplica};
 use crate::memdb::{Tree, TreePath};
+use crate::obstacle;
 use crate::replica::{Announcer, Clock};
 use crate::rrd::{Rrd, RrdHandle};
 use crate::status::Status;
@@ -147,13 +148,17 @@ fn open_database(config: &Config, clock: &Clock) -> Result<(Store, Tree), StartE
     let mut tree = loaded.tree;
     if loaded.created && !config.local {
         if let Ok(data) = std::fs::read(Path::new(HOST_COROSYNC_CONF)) {
-            let import = |tree: &mut Tree| {
-                let changes = tree
-                    .import(&TreePath::new(COROSYNC_CONF), &data, clock())
-                    .ok()?;
-                store.commit(&changes).ok()
+            let failed = |reason: String| StartError::Import {
+                file: HOST_COROSYNC_CONF,
+                database: path.display().to_string(),
+                reason,
             };
-            import(&mut tree).ok_or(StartError::Import)?;
+            let changes = tree
+                .import(&TreePath::new(COROSYNC_CONF), &data, clock())
+                .map_err(|err| failed(err.to_string()))?;
+            store
+                .commit(&changes)
+                .map_err(|err| failed(format!("{err}{}", obstacle::tail(path))))?;
         }
     }
     Ok((store, tree))
@@ -211,7 +216,7 @@ fn serve_files(
 
 fn unmount(mountpoint: &Path) {
     if let Err(err) = crate::fs::mount::unmount(mountpoint) {
-        tracing::error!(target: "main", "unable to unmount '{}': {err}", mountpoint.display());
+        tracing::error!(target: "main", "unable to unmount '{0}': {err} - 'umount -l {0}'", mountpoint.display());
     }
 }
 

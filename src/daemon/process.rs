@@ -16,7 +16,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork, setsid};
 
-use super::files::write_pid_file;
+use super::files::{no_pid_file, write_pid_file};
 use super::{StartError, logging};
 
 /// What the child says when it is ready.
@@ -79,7 +79,10 @@ pub fn daemonize(pid_file: &Path) -> Result<Ready, StartError> {
         }
         Ok(ForkResult::Parent { child }) => {
             drop(write);
-            std::process::exit(wait_for_child(child, read, pid_file));
+            logging::leave_lines_to_child();
+            let code = wait_for_child(child, read, pid_file);
+            logging::finish();
+            std::process::exit(code);
         }
     }
 }
@@ -98,20 +101,17 @@ fn wait_for_child(child: Pid, pipe: OwnedFd, pid_file: &Path) -> i32 {
     match std::fs::File::from(pipe).read_exact(&mut answer) {
         Ok(()) if answer[0] == READY => {
             if let Err(err) = write_pid_file(pid_file, child.as_raw() as u32) {
-                tracing::error!(
-                    target: "main",
-                    "unable to write pid file '{}': {err}", pid_file.display()
-                );
+                no_pid_file(pid_file, &err);
             }
             return 0;
         }
-        Ok(()) => tracing::error!(target: "main", "child failed to send '1'"),
+        Ok(()) => no_answer(),
         // The child says itself why it ends.
         Err(err) if err.kind() == io::ErrorKind::UnexpectedEof => {
             if ended_by_itself(child) {
                 return 255;
             }
-            tracing::error!(target: "main", "child failed to send '1'");
+            no_answer();
         }
         Err(err) => tracing::error!(target: "main", "read error: {err}"),
     }
@@ -119,6 +119,13 @@ fn wait_for_child(child: Pid, pipe: OwnedFd, pid_file: &Path) -> i32 {
     let _ = kill(child, Signal::SIGKILL);
     let _ = waitpid(child, None);
     255
+}
+
+fn no_answer() {
+    tracing::error!(
+        target: "main",
+        "child failed to send '1' - the daemon was ended before it was ready, see 'journalctl -t pmxcfs'"
+    );
 }
 
 /// Waits a moment for the child to end with an exit code of its own.

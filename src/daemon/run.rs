@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::io::Write;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use super::config::{Config, Parsed};
@@ -22,7 +23,13 @@ where
     I: IntoIterator<Item = T>,
     T: Into<std::ffi::OsString> + Clone,
 {
-    let config = match config::parse(args) {
+    let code = run_logged(config::parse(args));
+    logging::finish();
+    code
+}
+
+fn run_logged(arguments: Parsed) -> i32 {
+    let config = match arguments {
         Parsed::Run(config) => *config,
         Parsed::Help(text) => {
             // A closed stdout is the reader's choice.
@@ -71,7 +78,7 @@ fn exit_line(code: i32) {
 pub struct Prepared {
     pub lock: Lock,
     pub node_name: String,
-    pub node_ip: std::net::IpAddr,
+    pub node_ip: IpAddr,
     pub www_gid: u32,
     /// Pid that the start entry of the cluster log carries: the one before daemonising.
     pub first_pid: u32,
@@ -89,14 +96,8 @@ fn prepare(config: &Config) -> Result<Prepared, Failure> {
         error,
         locked: false,
     };
-    let node_name = match &config.node_name {
-        Some(name) => name.clone(),
-        None => address::node_name().map_err(early)?,
-    };
-    let node_ip = match config.node_ip {
-        Some(ip) => ip,
-        None => address::resolve(&node_name).map_err(early)?,
-    };
+    files::raise_file_limit().map_err(early)?;
+    let (node_name, node_ip) = name_and_address(config).map_err(early)?;
     tracing::info!(
         target: "main",
         "resolved node name '{node_name}' to '{node_ip}' for default node IP address"
@@ -120,6 +121,17 @@ fn prepare(config: &Config) -> Result<Prepared, Failure> {
     })
 }
 
+/// As the options say or, what they leave out, as the host has it.
+fn name_and_address(config: &Config) -> Result<(String, IpAddr), StartError> {
+    if let Some(name) = &config.node_name {
+        let ip = config.node_ip.map_or_else(|| address::resolve(name), Ok)?;
+        return Ok((name.clone(), ip));
+    }
+    let host = address::HostName::read()?;
+    let ip = config.node_ip.map_or_else(|| host.resolve(), Ok)?;
+    Ok((host.short, ip))
+}
+
 /// Forks unless in the foreground, starts everything, waits for the signal, stops everything.
 fn serve(config: &Config, prepared: Prepared) -> Result<(), StartError> {
     let ready = if config.foreground {
@@ -128,12 +140,12 @@ fn serve(config: &Config, prepared: Prepared) -> Result<(), StartError> {
         daemonize(&config.pid_file)?
     };
     let terminator = Terminator::install().map_err(StartError::Signals)?;
+    logging::start_thread().map_err(StartError::thread("log"))?;
     let (www_gid, first_pid) = (prepared.www_gid, prepared.first_pid);
     if config.foreground {
         // Before anybody can reach the service: with the service there is a pid to be found.
         if let Err(err) = files::write_pid_file(&config.pid_file, std::process::id()) {
-            let path = config.pid_file.display();
-            tracing::error!(target: "main", "unable to write pid file '{path}': {err}");
+            files::no_pid_file(&config.pid_file, &err);
         }
     }
     let node = Node::start(config, prepared).inspect_err(|_| {
@@ -158,8 +170,9 @@ fn stop(config: &Config, node: Node, www_gid: u32) {
     // no clean end, its next opening recovers the WAL.
     let limit = std::thread::Builder::new().name("stop-limit".into()).spawn(move || {
         std::thread::sleep(STOP_LIMIT);
-        tracing::error!(target: "main", "stopping takes longer than {STOP_LIMIT:?} - giving up");
+        tracing::error!(target: "main", "stopping takes longer than {STOP_LIMIT:?} - giving up; the next start finds all that was acknowledged");
         files::remove_pid_file(&pid_file);
+        logging::finish();
         std::process::exit(FAILED);
     });
     if let Err(err) = limit {

@@ -1,12 +1,12 @@
-//! Signals: TERM, INT and HUP end the daemon in order, USR1 logs what the kernel asked so far;
-//! everything else has its default (daemon.md 6; Rust ignores PIPE already).
+//! Signals: TERM and INT end the daemon in order, HUP does nothing, USR1 logs what the kernel asked
+//! so far; everything else has its default (daemon.md 6; Rust ignores PIPE already).
 #![forbid(unsafe_code)]
 
 use std::io;
 
 use nix::sys::signal::{SigSet, Signal};
 
-/// The signals that end the daemon, blocked in every thread so that only [`Terminator::wait`]
+/// The signals that are waited for, blocked in every thread so that only [`Terminator::wait`]
 /// takes them.
 #[derive(Debug)]
 pub struct Terminator(SigSet);
@@ -32,6 +32,11 @@ impl Terminator {
         loop {
             match self.0.wait()? {
                 Signal::SIGUSR1 => report(),
+                // A closed terminal, or somebody who expects a configuration to be read again.
+                Signal::SIGHUP => tracing::info!(
+                    target: "main",
+                    "SIGHUP ignored: there is no configuration to read again"
+                ),
                 signal => return Ok(signal),
             }
         }

@@ -5,7 +5,7 @@
 use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -28,12 +28,75 @@ pub enum MountError {
     NotADirectory(PathBuf),
     #[error("cannot use mount point {path}: {source}")]
     MountPoint { path: PathBuf, source: io::Error },
-    #[error("cannot unmount what is left on {path}: {source}")]
+    #[error(
+        "cannot unmount what is left on {path}: {source} - 'umount -l {path}', then start again"
+    )]
     Stale { path: PathBuf, source: io::Error },
     #[error("cannot open {DEVICE}: {0} (is the kernel module fuse loaded?)")]
+    NoDevice(io::Error),
+    #[error("cannot open {DEVICE}: {0} - root must be allowed to use it (see 'ls -l {DEVICE}')")]
     Device(io::Error),
-    #[error("cannot mount on {path}: {source}")]
+    #[error("{DEVICE} is not the device of FUSE: rm {DEVICE}; mknod -m 600 {DEVICE} c 10 229")]
+    NotFuse,
+    #[error(
+        "cannot mount on {path}: {source} - this process has no CAP_SYS_ADMIN (CapEff {effective}): \
+         start it as root, outside of an unprivileged container, and without CapabilityBoundingSet= \
+         or PrivateUsers= in the unit (systemctl cat pve-cluster)"
+    )]
+    Privilege {
+        path: PathBuf,
+        effective: String,
+        source: io::Error,
+    },
+    #[error("cannot mount on {path}: {source} - see the last lines of 'dmesg'")]
     Mount { path: PathBuf, source: io::Error },
+}
+
+/// Number of the capability that mounting takes.
+const CAP_SYS_ADMIN: u32 = 21;
+
+/// The effective capabilities, in hexadecimal, of a process that may not mount.
+fn lacking_privilege() -> Option<String> {
+    let status = fs::read_to_string("/proc/thread-self/status").ok()?;
+    let set = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))?
+        .trim();
+    let bits = u64::from_str_radix(set, 16).ok()?;
+    (bits & (1 << CAP_SYS_ADMIN) == 0).then(|| set.to_owned())
+}
+
+/// The error for a refused mount or umount.
+fn refused(
+    path: &Path,
+    err: Errno,
+    other: impl FnOnce(PathBuf, io::Error) -> MountError,
+) -> MountError {
+    match lacking_privilege() {
+        Some(effective) if err == Errno::EPERM => MountError::Privilege {
+            path: path.into(),
+            effective,
+            source: err.into(),
+        },
+        _ => other(path.into(), err.into()),
+    }
+}
+
+fn open_device() -> Result<OwnedFd, MountError> {
+    let device = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_CLOEXEC)
+        .open(DEVICE)
+        .map_err(|err| match err.kind() {
+            io::ErrorKind::NotFound => MountError::NoDevice(err),
+            _ => MountError::Device(err),
+        })?;
+    let number = device.metadata().map_or(0, |found| found.rdev());
+    if (libc::major(number), libc::minor(number)) != (10, 229) {
+        return Err(MountError::NotFuse);
+    }
+    Ok(device.into())
 }
 
 /// Makes the mount point usable and mounts. Nothing is answered before the device that is returned
@@ -59,12 +122,7 @@ pub fn mount(path: &Path) -> Result<OwnedFd, MountError> {
     }
     refuse_files(path)?;
 
-    let device = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .custom_flags(libc::O_CLOEXEC)
-        .open(DEVICE)
-        .map_err(MountError::Device)?;
+    let device = open_device()?;
     // The order is that of /proc/mounts as the C daemon's mount shows it.
     let options = format!(
         "fd={},rootmode=40000,user_id=0,group_id=0,default_permissions,allow_other",
@@ -78,11 +136,8 @@ pub fn mount(path: &Path) -> Result<OwnedFd, MountError> {
         flags,
         Some(options.as_str()),
     )
-    .map_err(|err| MountError::Mount {
-        path: path.into(),
-        source: err.into(),
-    })?;
-    Ok(device.into())
+    .map_err(|err| refused(path, err, |path, source| MountError::Mount { path, source }))?;
+    Ok(device)
 }
 
 /// Takes away mounts that lie on `path`.
@@ -96,9 +151,8 @@ fn clear(path: &Path) -> Result<(), MountError> {
                 // Some process sits in it (its working directory, an open file). The connection is
                 // aborted by now, so nobody loses anything that would still work.
                 tracing::debug!("umount of {}: {err}, detaching", path.display());
-                umount2(path, MntFlags::MNT_DETACH).map_err(|err| MountError::Stale {
-                    path: path.into(),
-                    source: err.into(),
+                umount2(path, MntFlags::MNT_DETACH).map_err(|err| {
+                    refused(path, err, |path, source| MountError::Stale { path, source })
                 })?;
             }
         }

@@ -111,9 +111,32 @@ pub fn access(uid: u32, gid: u32, www_gid: u32) -> Access {
     }
 }
 
+/// What the log says about a client that [`access`] refuses.
+pub fn bad_user(client: Credentials, www_gid: u32) -> String {
+    let Credentials { pid, uid, gid } = client;
+    format!(
+        "connection from bad user {uid}! - rejected (pid {pid}, uid {uid}, gid {gid}: it needs uid 0 \
+         with gid 0 or, for reading, gid {www_gid} (www-data), as its effective ids)"
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_refused_root_is_told_of_its_group() {
+        let (pid, uid, gid) = (4711, 0, 100);
+        let text = bad_user(Credentials { pid, uid, gid }, 33);
+        assert!(
+            text.starts_with("connection from bad user 0! - rejected (pid 4711, uid 0, gid 100: "),
+            "{text}"
+        );
+        assert!(
+            text.contains("gid 0") && text.contains("gid 33 (www-data)"),
+            "{text}"
+        );
+    }
 
     #[test]
     fn request_of_the_annotated_dump() {

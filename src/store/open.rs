@@ -7,12 +7,13 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use super::commit::{Write, Writer};
 use super::rows::{SELECT, load_row};
 use super::{CREATE_TABLE, DOMAIN};
 use crate::memdb::{Change, LoadError, LoadNote, Loader, RootRow, Tree};
+use crate::obstacle::{obstacle, wrong_kind};
 
 /// How long a foreign lock on the file is waited for (database.md 4).
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -43,8 +44,15 @@ pub struct Loaded {
 pub enum OpenError {
     #[error("unable to create '{path}': {source}")]
     Create { path: String, source: io::Error },
+    #[error("chmod failed: {0}")]
+    Mode(io::Error),
     #[error("{what}: {text}")]
-    Sqlite { what: &'static str, text: String },
+    Sqlite {
+        what: &'static str,
+        text: String,
+        /// What is wrong is around the file, not in it.
+        outside: bool,
+    },
     #[error(transparent)]
     Load(#[from] LoadError),
 }
@@ -69,7 +77,14 @@ impl OpenError {
     pub fn way_out(&self, path: &Path) -> String {
         let db = path.display();
         match self {
-            OpenError::Create { .. } => format!("check that '{db}' and its directory are writable"),
+            OpenError::Create { .. } | OpenError::Mode(_) => obstacle(path)
+                .unwrap_or_else(|| format!("check that '{db}' and its directory are writable")),
+            OpenError::Sqlite { outside: true, .. } => obstacle(path).unwrap_or_else(|| {
+                format!(
+                    "look for errors of the disk of '{db}' (dmesg), for its free space (df) and for \
+                     quotas; the database itself need not be damaged"
+                )
+            }),
             OpenError::Sqlite { text, .. } if text.contains("locked") => format!(
                 "another process holds '{db}' for writing: find it (fuser -v '{db}*') and let it \
                  finish, then start again; the database itself is fine"
@@ -97,8 +112,24 @@ pub(super) fn sqlite_text(error: &rusqlite::Error) -> String {
 fn sqlite(what: &'static str) -> impl FnOnce(rusqlite::Error) -> OpenError {
     move |error| OpenError::Sqlite {
         what,
+        outside: is_outside(&error),
         text: sqlite_text(&error),
     }
+}
+
+/// Is the disk, the file system or a permission the reason, rather than what is in the file?
+fn is_outside(error: &rusqlite::Error) -> bool {
+    matches!(
+        error.sqlite_error_code(),
+        Some(
+            ErrorCode::DiskFull
+                | ErrorCode::SystemIoFailure
+                | ErrorCode::CannotOpen
+                | ErrorCode::ReadOnly
+                | ErrorCode::PermissionDenied
+                | ErrorCode::OutOfMemory
+        )
+    )
 }
 
 impl Store {
@@ -127,10 +158,7 @@ impl Store {
     }
 
     fn open_quietly(path: &Path, now: u32) -> Result<(Store, Loaded), OpenError> {
-        let created = make_private(path).map_err(|source| OpenError::Create {
-            path: path.display().to_string(),
-            source,
-        })?;
+        let created = make_private(path)?;
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
             | OpenFlags::SQLITE_OPEN_CREATE
             | OpenFlags::SQLITE_OPEN_NO_MUTEX;
@@ -231,7 +259,15 @@ impl Store {
 }
 
 /// Makes the file with mode 0600 before SQLite could make it with another; true if it was missing.
-fn make_private(path: &Path) -> io::Result<bool> {
+fn make_private(path: &Path) -> Result<bool, OpenError> {
+    let cannot = |source| OpenError::Create {
+        path: path.display().to_string(),
+        source,
+    };
+    if wrong_kind(path).is_some() {
+        // SQLite would follow a dangling link, and the mode of a directory is none of our business.
+        return Err(cannot(io::Error::other("something else is there")));
+    }
     let made = fs::OpenOptions::new()
         .write(true)
         .create_new(true)
@@ -240,10 +276,10 @@ fn make_private(path: &Path) -> io::Result<bool> {
     let created = match made {
         Ok(_) => true,
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
-        Err(error) => return Err(error),
+        Err(error) => return Err(cannot(error)),
     };
-    // A failure shows when SQLite opens the file, if it matters.
-    let _ = fs::set_permissions(path, fs::Permissions::from_mode(0o600));
+    // Fails where the file cannot be written, which SQLite takes for a wish to read only.
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(OpenError::Mode)?;
     Ok(created)
 }
 

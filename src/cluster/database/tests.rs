@@ -94,7 +94,7 @@ impl Lab {
                 announcer,
                 relevant: Arc::new(|_| true),
                 status,
-                chores: Chores::start(tree.clone(), host_file).unwrap(),
+                chores: Chores::start(tree.clone(), host_file, "node1".into()).unwrap(),
             },
             observers,
         );

@@ -10,6 +10,7 @@ use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::io::Errno;
 use rustix::net::sockopt::set_socket_passcred;
 use rustix::net::{SendFlags, SocketFlags, accept_with, send};
+use rustix::process::{Resource, getrlimit};
 
 use super::{LISTENER, Reactor};
 use crate::ipc::Client;
@@ -52,7 +53,15 @@ impl Reactor {
         self.paused = Some(now + ACCEPT_PAUSE);
         self.listen_for(EventFlags::empty());
         if self.log.allow(now).is_some() {
-            tracing::error!(target: "ipcs", "cannot accept connections: {error}");
+            let hint = if error == Errno::MFILE {
+                let limit = getrlimit(Resource::Nofile).current.unwrap_or_default();
+                format!(
+                    " - the {limit} files this process may open are in use: raise LimitNOFILE= in the unit"
+                )
+            } else {
+                String::new()
+            };
+            tracing::error!(target: "ipcs", "cannot accept connections: {error}{hint}");
         }
     }
 
@@ -142,8 +151,9 @@ impl Reactor {
             Access::ReadWrite => false,
             Access::ReadOnly => true,
             Access::Refused => {
+                let text = handshake::bad_user(sender, self.www_gid);
                 self.complain(|| {
-                    tracing::error!(target: "ipcs", "connection from bad user {uid}! - rejected");
+                    tracing::error!(target: "ipcs", "{text}");
                 });
                 refuse(&socket, libc::EACCES);
                 return None;
@@ -184,8 +194,12 @@ impl Reactor {
                 ))
             }
             Err(error) => {
+                let why = self.shm.hint(&error);
                 self.complain(|| {
-                    tracing::error!(target: "ipcs", "cannot make the rings of pid {pid}: {error}");
+                    tracing::error!(
+                        target: "ipcs",
+                        "cannot make the rings of pid {pid}, uid {uid}: {error}{why}"
+                    );
                 });
                 refuse(&socket, error.raw_os_error().unwrap_or(libc::EIO));
                 None

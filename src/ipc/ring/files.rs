@@ -18,6 +18,7 @@ use rustix::process::{Gid, Uid, getegid, geteuid};
 
 use super::layout::*;
 use super::{RingFiles, Rings};
+use crate::ipc::handshake::MAX_MESSAGE_SIZE;
 
 /// Where the rings live; clients get absolute paths.
 pub const SHM: &str = "/dev/shm";
@@ -50,6 +51,30 @@ impl Shm {
     pub fn service(&self) -> &str {
         &self.service
     }
+
+    /// What an admin can do about an error of [`ConnectionDir::create_rings`].
+    pub fn hint(&self, error: &io::Error) -> String {
+        if error.raw_os_error() != Some(libc::ENOSPC) {
+            return String::new();
+        }
+        let left = self.room().map_or(0, |bytes| bytes >> 10);
+        format!(
+            " - {SHM} is full ({left} KiB left, a client takes up to {} KiB): remove what else is in \
+             it ('du -a {SHM}'), or enlarge it ('mount -o remount,size=50% {SHM}')",
+            needed(MAX_MESSAGE_SIZE) >> 10
+        )
+    }
+
+    /// Free bytes; `None` on a file system without a limit.
+    fn room(&self) -> Option<u64> {
+        let found = rustix::fs::fstatvfs(&self.dir).ok()?;
+        (found.f_blocks > 0).then(|| found.f_bfree.saturating_mul(found.f_frsize))
+    }
+}
+
+/// Bytes that the files of a connection can grow to.
+fn needed(max_message: u32) -> u64 {
+    (RINGS.len() * (data_bytes(max_message) + REQUEST_HEADER_FILE)) as u64
 }
 
 /// `qb-<ring>-<service>-<part>`; part is `header` or `data`.
@@ -105,6 +130,14 @@ impl ConnectionDir {
     /// # Errors
     /// Of the system calls; `ENOSPC` when `/dev/shm` is full.
     pub fn create_rings(&self, max_message: u32, uid: u32, gid: u32) -> io::Result<Rings> {
+        // The client allocates all of it. If that fails there, nobody tells the admin.
+        if self
+            .shm
+            .room()
+            .is_some_and(|room| room < needed(max_message))
+        {
+            return Err(Errno::NOSPC.into());
+        }
         let data_len = data_bytes(max_message);
         let word_size = (data_len / 4) as u32;
         let mut headers = Vec::with_capacity(3);
@@ -122,7 +155,7 @@ impl ConnectionDir {
             write_all(&file, &image)?;
             headers.push(file);
             let file = self.create_file(ring, "data", uid, gid)?;
-            // Pages come when they are needed; the client allocates the files anyway.
+            // Pages come when they are needed.
             ftruncate(&file, data_len as u64)?;
             data.push(file);
         }
