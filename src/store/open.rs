@@ -12,6 +12,7 @@ use rusqlite::{Connection, OpenFlags};
 use super::commit::{Write, Writer};
 use super::rows::{SELECT, load_row};
 use super::{CREATE_TABLE, DOMAIN};
+use crate::durable;
 use crate::memdb::{Change, LoadError, LoadNote, Loader, RootRow, Tree};
 
 /// How long a foreign lock on the file is waited for (database.md 4).
@@ -238,7 +239,10 @@ fn make_private(path: &Path) -> io::Result<bool> {
         .mode(0o600)
         .open(path);
     let created = match made {
-        Ok(_) => true,
+        Ok(_) => {
+            durable::sync_directory_of(path)?;
+            true
+        }
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
         Err(error) => return Err(error),
     };
