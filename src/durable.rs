@@ -205,10 +205,7 @@ mod tests {
             .filter_map(|line| line.split_whitespace().nth(1)?.split('(').next())
             .collect();
         assert_eq!(calls, ["write", "fsync", "renameat2", "fsync"], "{trace}");
-        let last = trace
-            .lines()
-            .filter(|line| line.contains(&home))
-            .next_back();
+        let last = trace.lines().rfind(|line| line.contains(&home));
         assert!(last.unwrap().contains(&format!("<{home}>")), "{trace}");
     }
 }

@@ -81,6 +81,9 @@ impl Db {
         changes: impl DoubleEndedIterator<Item = Write<'a>> + ExactSizeIterator + Clone,
     ) -> Result<()> {
         let now = Instant::now();
+        if self.fresh_log {
+            self.number_log()?;
+        }
         if self.last_commit.is_some_and(|last| now - last < BURST) {
             // If that fails, so does the transaction, which reports it.
             let _ = self.writer.hold_snapshot();
@@ -104,6 +107,19 @@ impl Db {
                 Err(error)
             }
         }
+    }
+
+    /// Writes page 1 as it is, but for SQLite's change counter. As the first transaction of a log
+    /// this gives each log a number of its own, by which a database that was put beside a log of
+    /// another time is noticed (`format::belongs`). SQLite counts on from the page as it last read
+    /// it, so the page has to go from its memory before.
+    fn number_log(&mut self) -> Result<()> {
+        self.release_snapshot();
+        // SAFETY: the connection lives as long as `self`, and is only shared.
+        let conn = unsafe { self.conn.as_ref() };
+        conn.execute_batch("PRAGMA shrink_memory")?;
+        let kept: i64 = conn.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+        conn.execute_batch(&format!("PRAGMA user_version={kept}"))
     }
 
     /// What those who plan the next step have to know.

@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags};
 
+use super::check::{self, Empty};
 use super::commit::{Write, Writer};
+use super::format::beside;
 use super::rows::{SELECT, load_row};
 use super::{CREATE_TABLE, DOMAIN};
 use crate::durable;
@@ -46,6 +48,10 @@ pub enum OpenError {
     Create { path: String, source: io::Error },
     #[error("{what}: {text}")]
     Sqlite { what: &'static str, text: String },
+    #[error("'{log}' is not the log of this database: {why}")]
+    ForeignLog { log: String, why: String },
+    #[error("the database is damaged: {0}")]
+    Damaged(String),
     #[error(transparent)]
     Load(#[from] LoadError),
 }
@@ -75,15 +81,28 @@ impl OpenError {
                 "another process holds '{db}' for writing: find it (fuser -v '{db}*') and let it \
                  finish, then start again; the database itself is fine"
             ),
-            OpenError::Sqlite { .. } => format!(
-                "'{db}' is not usable as it is. With pmxcfs stopped and a copy of it made, restore \
-                 a backup (zcat backup/config-<epoch>.sql.gz | sqlite3 '{db}.new'), or save what \
-                 can be read: sqlite3 '{db}' .recover | sqlite3 '{db}.new'; then move the new file \
-                 into place"
+            OpenError::ForeignLog { log, .. } => format!(
+                "nothing was changed. With pmxcfs stopped, either use '{db}' without that log: \
+                 mv '{log}' '{log}.other'; or move '{db}' away, put the database that the log \
+                 belongs to in its place, and leave the log. Then start again"
             ),
+            OpenError::Sqlite { .. } | OpenError::Damaged(_) => salvage_or_backup(path),
             OpenError::Load(error) => error.way_out(&db.to_string()),
         }
     }
+}
+
+/// For a database that is not usable as it is.
+fn salvage_or_backup(path: &Path) -> String {
+    let db = path.display();
+    let backups = path.with_file_name("backup");
+    format!(
+        "'{db}' is not usable as it is. With pmxcfs stopped, save what can be read into a new \
+         file: pmxcfs --salvage '{db}' '{db}.salvaged'; or restore a backup: zcat \
+         '{}'/config-<epoch>.sql.gz | sqlite3 '{db}.new', move '{db}' and its -wal and -shm away, \
+         and '{db}.new' to '{db}'",
+        backups.display()
+    )
 }
 
 /// SQLite's own text without the statement rusqlite adds.
@@ -128,10 +147,17 @@ impl Store {
     }
 
     fn open_quietly(path: &Path, now: u32) -> Result<(Store, Loaded), OpenError> {
-        let created = make_private(path).map_err(|source| OpenError::Create {
+        let create = |source| OpenError::Create {
             path: path.display().to_string(),
             source,
-        })?;
+        };
+        let empty = check::empty(path, now).map_err(create)?;
+        let found = check::examine(path);
+        if let Some(why) = found.foreign_log {
+            let log = beside(path, "-wal").display().to_string();
+            return Err(OpenError::ForeignLog { log, why });
+        }
+        let created = make_private(path).map_err(create)?;
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
             | OpenFlags::SQLITE_OPEN_CREATE
             | OpenFlags::SQLITE_OPEN_NO_MUTEX;
@@ -142,6 +168,12 @@ impl Store {
             path: path.to_owned(),
         };
         let (tree, notes) = store.load(now)?;
+        if !found.damage.is_empty() {
+            store.confirm_damage()?;
+        }
+        if let Some(empty) = empty {
+            warn_of_empty(path, &empty);
+        }
         store.put_first_version(&tree, &notes, now)?;
         Ok((
             store,
@@ -184,6 +216,22 @@ impl Store {
             loader.push(load_row(row).map_err(sqlite(select))?)?;
         }
         Ok(loader.finish(now)?)
+    }
+
+    /// Other processes may have changed pages while [`check::examine`] read them.
+    fn confirm_damage(&self) -> Result<(), OpenError> {
+        let what = "unable to check the database";
+        let answer: String = self
+            .conn
+            .query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
+            .map_err(sqlite(what))?;
+        if answer == "ok" {
+            return Ok(());
+        }
+        // Its first line is a heading.
+        Err(OpenError::Damaged(
+            answer.replace('\n', " ").trim().to_owned(),
+        ))
     }
 
     /// Writes the version row of a database that has none yet, with the current time; the tree does
@@ -249,6 +297,29 @@ fn make_private(path: &Path) -> io::Result<bool> {
     // A failure shows when SQLite opens the file, if it matters.
     let _ = fs::set_permissions(path, fs::Permissions::from_mode(0o600));
     Ok(created)
+}
+
+/// One line: whoever expects files in there has to know at once.
+fn warn_of_empty(path: &Path, empty: &Empty) {
+    let db = path.display();
+    let why = if empty.missing {
+        "there was none"
+    } else {
+        "it had 0 bytes"
+    };
+    let mut left = String::new();
+    for (from, to) in &empty.left {
+        left += &format!(
+            "; '{}', which is of no use without its database, is now '{}'",
+            from.display(),
+            to.display()
+        );
+    }
+    log::warn!(
+        target: DOMAIN,
+        "made a new, empty database '{db}' ({why}){left}. If this node had one, stop pmxcfs and put \
+         it in place of this one"
+    );
 }
 
 fn prepare(conn: &Connection) -> Result<(), OpenError> {

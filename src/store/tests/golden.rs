@@ -111,7 +111,7 @@ fn relative(line: &str) -> BTreeSet<String> {
 }
 
 /// A copy of a golden database to work on.
-fn copy(name: &str) -> (TempDir, PathBuf) {
+pub(super) fn copy(name: &str) -> (TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let db = dir.path().join("config.db");
     let packed = golden().join(format!("{name}.gz"));
