@@ -164,7 +164,7 @@ fn command() -> Command {
                 .long("salvage")
                 .num_args(2)
                 .value_names(["OLD", "NEW"])
-                .help("Save what can be read of database OLD into a new one, and end")
+                .help("Save what can be read of OLD as NEW")
                 .value_parser(value_parser!(PathBuf)),
         )
 }

@@ -24,6 +24,9 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 const LOAD_CACHE: i64 = -256;
 const CACHE: i64 = -2000;
 
+/// Bytes of a log that is begun anew: what usually is in it before it is.
+const LOG_SIZE: u64 = 4 << 20;
+
 /// An open database that nobody writes to yet.
 #[derive(Debug)]
 pub struct Store {
@@ -158,11 +161,7 @@ impl Store {
             return Err(OpenError::ForeignLog { log, why });
         }
         let created = make_private(path).map_err(create)?;
-        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
-            | OpenFlags::SQLITE_OPEN_CREATE
-            | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let conn = Connection::open_with_flags(path, flags).map_err(sqlite("unable to open"))?;
-        prepare(&conn)?;
+        let conn = connect(path)?;
         let store = Store {
             conn,
             path: path.to_owned(),
@@ -322,6 +321,16 @@ fn warn_of_empty(path: &Path, empty: &Empty) {
     );
 }
 
+/// Opens and prepares a connection for writing.
+pub(super) fn connect(path: &Path) -> Result<Connection, OpenError> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
+        | OpenFlags::SQLITE_OPEN_CREATE
+        | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let conn = Connection::open_with_flags(path, flags).map_err(sqlite("unable to open"))?;
+    prepare(&conn)?;
+    Ok(conn)
+}
+
 fn prepare(conn: &Connection) -> Result<(), OpenError> {
     // First of all, so that whoever has a lock now (a backup) is waited for.
     conn.busy_timeout(BUSY_TIMEOUT)
@@ -334,6 +343,11 @@ fn prepare(conn: &Connection) -> Result<(), OpenError> {
     }
     conn.execute_batch("PRAGMA synchronous=NORMAL")
         .map_err(sqlite("unable to set synchronous mode"))?;
+    // A log that readers made long is cut when it begins anew.
+    conn.query_row(&format!("PRAGMA journal_size_limit={LOG_SIZE}"), [], |_| {
+        Ok(())
+    })
+    .map_err(sqlite("unable to set journal_size_limit"))?;
     // The store thread moves the log into the database itself, when nobody waits for it.
     conn.query_row("PRAGMA wal_autocheckpoint=0", [], |_| Ok(()))
         .map_err(sqlite("unable to set wal_autocheckpoint"))?;

@@ -32,19 +32,11 @@ impl Log {
         if !fill(&mut input, &mut header)? {
             return Ok(None);
         }
-        let mut sum = Sum {
-            big_endian: header[3] & 1 == 1,
-            sums: (0, 0),
-        };
-        sum.add(&header[..24]);
-        let page_size = be32(&header, 8) as usize;
-        if be32(&header, 0) & !1 != MAGIC
-            || !(512..=65536).contains(&page_size)
-            || !page_size.is_power_of_two()
-            || sum.sums != (be32(&header, 24), be32(&header, 28))
-        {
+        if !is_log_header(&header) {
             return Ok(None);
         }
+        let page_size = be32(&header, 8) as usize;
+        let sum = Sum::of(&header);
         let mut log = Log {
             page_size,
             pages: HashMap::new(),
@@ -93,6 +85,15 @@ fn fill(input: &mut impl Read, buffer: &mut [u8]) -> io::Result<bool> {
     }
 }
 
+/// Does a log begin with these bytes?
+pub(in crate::store) fn is_log_header(header: &[u8; HEADER]) -> bool {
+    let page_size = be32(header, 8) as usize;
+    be32(header, 0) & !1 == MAGIC
+        && (512..=65536).contains(&page_size)
+        && page_size.is_power_of_two()
+        && Sum::of(header).sums == (be32(header, 24), be32(header, 28))
+}
+
 /// The log's running checksum.
 struct Sum {
     big_endian: bool,
@@ -100,6 +101,16 @@ struct Sum {
 }
 
 impl Sum {
+    /// What the sums of the frames go on from.
+    fn of(header: &[u8; HEADER]) -> Self {
+        let mut sum = Sum {
+            big_endian: header[3] & 1 == 1,
+            sums: (0, 0),
+        };
+        sum.add(&header[..24]);
+        sum
+    }
+
     /// `bytes`: a multiple of 8.
     fn add(&mut self, bytes: &[u8]) {
         let (mut a, mut b) = self.sums;

@@ -12,7 +12,7 @@ mod record;
 mod tests;
 mod walk;
 
-pub(super) use log::{Log, belongs};
+pub(super) use log::{Log, belongs, is_log_header};
 pub(super) use pages::{Pages, beside};
 pub(super) use record::record;
 pub(super) use walk::{Cell, Walk};

@@ -32,6 +32,8 @@ pub(in crate::store) struct Walk<'p> {
     /// The last page that counts.
     last: u32,
     used: Vec<bool>,
+    /// The database is not good, and everything in the file counts.
+    all_pages: bool,
     /// What is wrong, in words.
     pub damage: Vec<String>,
 }
@@ -51,6 +53,7 @@ impl<'p> Walk<'p> {
             pages,
             last,
             used: vec![false; last as usize + 1],
+            all_pages: false,
             damage: Vec::new(),
         };
         if last < pages.count {
@@ -63,6 +66,7 @@ impl<'p> Walk<'p> {
     /// Believes the size of the file, too, if it is more than the database says.
     pub fn of_all_pages(pages: &'p Pages) -> Self {
         let mut walk = Walk::new(pages);
+        walk.all_pages = true;
         walk.last = pages.present;
         walk.used = vec![false; walk.last as usize + 1];
         walk
@@ -101,8 +105,9 @@ impl<'p> Walk<'p> {
         match self.pages.read(number, &mut page) {
             Ok(true) => Some(page),
             Ok(false) => {
-                self.damaged(format!("the file ends before page {number}"));
-                None
+                self.damaged(format!("the file ends before page {number} does"));
+                // What there is of it may hold rows.
+                self.all_pages.then_some(page)
             }
             Err(error) => {
                 self.damaged(format!("page {number} cannot be read: {error}"));

@@ -56,6 +56,7 @@ pub(super) fn mend(found: Vec<Found>, damaged: bool) -> Result<(Mended, Tree), L
         if let Some(root) = mended.rows.get_mut(&ROOT_INODE) {
             root.mtime = 0;
         }
+        mended.changed(ROOT_INODE, "time set to 0".to_owned());
         tree = mended.load()?.0;
     }
     Ok((mended, tree))
