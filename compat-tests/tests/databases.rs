@@ -2,11 +2,14 @@
 //! it advises works as it is printed, with the distribution's tools.
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)]
-use compat_tests::daemon::run_to_end;
+use compat_tests::daemon::{run_to_end, wait_for};
 use compat_tests::dbfile::{self, Builder};
-use compat_tests::{Daemon, Lab, Node, Subject, golden, index};
+use compat_tests::{Checker, Daemon, Lab, Node, Subject, golden, index, on_both};
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
+
+on_both!(what_the_other_daemon_does);
 
 const DB: &str = "/var/lib/pve-cluster/config.db";
 
@@ -345,4 +348,85 @@ fn a_salvage_refuses_beside_a_daemon() {
         assert!(!node.path(&format!("{DB}.new")).exists());
         assert_eq!(daemon.stop().code, 0);
     }
+}
+
+/// Starts and stops the daemon; "ok" or "refused".
+fn start(node: &Node, subject: &Subject) -> &'static str {
+    let mut daemon = Daemon::spawn(node, subject, &["-f", "-l"]);
+    match daemon.try_wait_usable() {
+        Ok(_) => {
+            assert_eq!(daemon.stop().code, 0);
+            "ok"
+        }
+        Err(exit) => {
+            assert_eq!(exit.code, 255, "{exit:?}");
+            "refused"
+        }
+    }
+}
+
+/// The cases of this file and of `lost_files` on both daemons.
+fn what_the_other_daemon_does(subject: &Subject) {
+    let (_lab, node) = Lab::single();
+    let mut checker = Checker::new(subject, "databases");
+    let write = |name: &str| node.inside(|| fs::write(format!("/etc/pve/{name}"), "x").unwrap());
+    let daemon = Daemon::local(&node, subject);
+    write("first");
+    assert_eq!(daemon.stop().code, 0);
+    let copy = node.dir.join("copy.db");
+    dbfile::copy_with_log(&node.database(), &copy);
+    for i in 0..3 {
+        let daemon = Daemon::local(&node, subject);
+        node.inside(|| fs::write(format!("/etc/pve/large{i}"), vec![1; 100_000]).unwrap());
+        assert_eq!(daemon.stop().code, 0);
+    }
+    let daemon = Daemon::local(&node, subject);
+    node.inside(|| fs::write("/etc/pve/last", vec![1; 100_000]).unwrap());
+    daemon.kill9();
+    fs::copy(&copy, node.database()).unwrap();
+    checker.must(
+        "an old copy beside the log of a crash",
+        "ok",
+        start(&node, subject),
+    );
+
+    dbfile::remove_with_log(&node.database());
+    let daemon = Daemon::local(&node, subject);
+    write("only-in-the-log");
+    daemon.kill9();
+    fs::remove_file(node.database()).unwrap();
+    let log = fs::read(dbfile::with_suffix(&node.database(), "-wal")).unwrap();
+    start(&node, subject);
+    let entries = fs::read_dir(node.database().parent().unwrap()).unwrap();
+    let kept = entries
+        .filter(|entry| fs::read(entry.as_ref().unwrap().path()).ok().as_ref() == Some(&log));
+    let kept = if kept.count() > 0 { "kept" } else { "removed" };
+    checker.must("a log without its database", "removed", kept);
+
+    Builder::guests(100).write(&node.database()).unwrap();
+    let mut bytes = fs::read(node.database()).unwrap();
+    bytes[32..40].copy_from_slice(&[0, 0, 0, 3, 0, 0, 0, 1]);
+    fs::write(node.database(), bytes).unwrap();
+    checker.must("a free page that is in use", "ok", start(&node, subject));
+
+    dbfile::remove_with_log(&node.database());
+    let daemon = Daemon::local(&node, subject);
+    write("before");
+    dbfile::remove_with_log(&node.database());
+    write("acknowledged");
+    if subject.is_ours() {
+        let noticed = || daemon.stderr().contains("while pmxcfs runs");
+        assert!(wait_for(Duration::from_secs(30), noticed), "not noticed");
+    }
+    daemon.kill9();
+    let daemon = Daemon::local(&node, subject);
+    let there = node.inside(|| Path::new("/etc/pve/acknowledged").exists());
+    assert_eq!(daemon.stop().code, 0);
+    let fate = if there { "there" } else { "lost" };
+    checker.must(
+        "removed under the daemon, then SIGKILL: files",
+        "lost",
+        fate,
+    );
+    checker.finish();
 }
