@@ -1,6 +1,7 @@
 //! The pages of a database as SQLite would see them: from the file, or newer from the log.
 #![forbid(unsafe_code)]
 
+use std::cell::RefCell;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -36,7 +37,21 @@ pub(in crate::store) struct Pages {
     pub count: u32,
     /// Pages that there are.
     pub present: u32,
+    window: RefCell<Window>,
 }
+
+/// Pages that were read together, because they are asked for one after the other.
+#[derive(Debug, Default)]
+struct Window {
+    bytes: Vec<u8>,
+    /// Where in the file they begin.
+    start: u64,
+    /// Where the page behind the last one that was asked for begins.
+    next: u64,
+}
+
+/// How many bytes are read together.
+const WINDOW: usize = 1 << 16;
 
 impl Pages {
     /// The first 100 bytes of a database file, fewer if it is shorter.
@@ -88,6 +103,7 @@ impl Pages {
             usable: page_size - reserved,
             count,
             present: in_file.max(in_log.unwrap_or(0)),
+            window: RefCell::default(),
         })
     }
 
@@ -115,12 +131,38 @@ impl Pages {
             .log
             .as_ref()
             .and_then(|(f, log)| Some((f, *log.pages.get(&number)?)));
-        let (file, at) = match logged {
-            Some(place) => place,
-            None if number == 0 => return Ok(false),
-            None => (&self.file, u64::from(number - 1) * self.page_size as u64),
-        };
-        Ok(read_up_to(file, buffer, at)? == buffer.len())
+        if let Some((file, at)) = logged {
+            return Ok(read_up_to(file, buffer, at)? == buffer.len());
+        }
+        if number == 0 {
+            return Ok(false);
+        }
+        let at = u64::from(number - 1) * self.page_size as u64;
+        let mut window = self.window.borrow_mut();
+        let in_order = window.next == at;
+        window.next = at + self.page_size as u64;
+        if let Some(bytes) = window.get(at, buffer.len()) {
+            buffer.copy_from_slice(bytes);
+            return Ok(true);
+        }
+        if in_order {
+            window.bytes.resize(WINDOW, 0);
+            window.start = at;
+            let read = read_up_to(&self.file, &mut window.bytes, at)?;
+            window.bytes.truncate(read);
+            if let Some(bytes) = window.get(at, buffer.len()) {
+                buffer.copy_from_slice(bytes);
+                return Ok(true);
+            }
+        }
+        Ok(read_up_to(&self.file, buffer, at)? == buffer.len())
+    }
+}
+
+impl Window {
+    fn get(&self, at: u64, length: usize) -> Option<&[u8]> {
+        let start = usize::try_from(at.checked_sub(self.start)?).ok()?;
+        self.bytes.get(start..start.checked_add(length)?)
     }
 }
 

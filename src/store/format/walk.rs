@@ -1,6 +1,7 @@
 //! The b-trees of a database: every page and every row of them, and what is wrong with them.
 #![forbid(unsafe_code)]
 
+use std::fmt::Display;
 use std::ops::Range;
 
 use super::pages::Pages;
@@ -79,7 +80,7 @@ impl<'p> Walk<'p> {
     }
 
     /// False: there is no such page, or it was seen before.
-    fn take(&mut self, number: u32, from: &str) -> bool {
+    fn take(&mut self, number: u32, from: &dyn Display) -> bool {
         if number == 0 || number > self.last || number == self.pages.lock_page() {
             self.damaged(format!(
                 "{from} refers to page {number}, which there is not"
@@ -143,7 +144,7 @@ impl<'p> Walk<'p> {
             depth: None,
             visit,
         };
-        if self.take(root, "the list of tables") {
+        if self.take(root, &"the list of tables") {
             self.page(root, 0, &mut course);
         }
     }
@@ -168,8 +169,9 @@ impl<'p> Walk<'p> {
         if *course.depth.get_or_insert(depth) != depth {
             self.damaged(format!("page {number} is at another depth than the others"));
         }
-        let mut places = Vec::new();
-        for cell in self.cells(number, page, 8) {
+        let cells = self.cells(number, page, 8);
+        let mut places = Vec::with_capacity(cells.len());
+        for cell in cells {
             let Some((cell, place)) = leaf_cell(page, self.pages.usable, cell) else {
                 self.damaged(format!("page {number} has a row that does not fit"));
                 continue;
@@ -221,16 +223,14 @@ impl<'p> Walk<'p> {
             self.damaged(format!("page {number} cannot have {count} rows"));
             return Vec::new();
         }
-        let (good, bad): (Vec<usize>, Vec<usize>) = (0..count)
-            .map(|i| be16(page, array + 2 * i))
-            .partition(|cell| *cell >= first && cell + 4 <= self.pages.usable);
-        if !bad.is_empty() {
-            self.damaged(format!(
-                "page {number} has {} rows outside of it",
-                bad.len()
-            ));
+        let mut cells: Vec<usize> = Vec::with_capacity(count);
+        cells.extend((0..count).map(|i| be16(page, array + 2 * i)));
+        cells.retain(|cell| *cell >= first && cell + 4 <= self.pages.usable);
+        if cells.len() < count {
+            let bad = count - cells.len();
+            self.damaged(format!("page {number} has {bad} rows outside of it"));
         }
-        good
+        cells
     }
 
     /// Every byte behind the list of cells belongs to one cell, one free block, or is counted as a
@@ -276,7 +276,21 @@ impl<'p> Walk<'p> {
 
     /// Marks the pages of a row's content without reading it.
     pub fn follow(&mut self, cell: &Cell) {
-        self.chain(cell, |_, _| ());
+        let mut left = (cell.size - cell.local.len()).div_ceil(self.pages.usable - 4);
+        let mut number = cell.overflow;
+        let mut next = [0; 4];
+        while left > 0 {
+            let from = "the content of a row";
+            if !self.take(number, &from) || !matches!(self.pages.read(number, &mut next), Ok(true))
+            {
+                return self.damaged(format!("row {}: its content ends too early", cell.rowid));
+            }
+            left -= 1;
+            number = be32(&next, 0);
+        }
+        if number != 0 && cell.overflow != 0 {
+            self.damaged(format!("row {}: its content does not end", cell.rowid));
+        }
     }
 
     /// The record of a row, and whether all of it was there.
@@ -297,7 +311,8 @@ impl<'p> Walk<'p> {
             let size = left.min(self.pages.usable - 4);
             page.resize(4 + size, 0);
             let from = "the content of a row";
-            if !self.take(number, from) || !matches!(self.pages.read(number, &mut page), Ok(true)) {
+            if !self.take(number, &from) || !matches!(self.pages.read(number, &mut page), Ok(true))
+            {
                 self.damaged(format!(
                     "row {}: {left} bytes of it are missing",
                     cell.rowid
@@ -322,7 +337,7 @@ impl<'p> Walk<'p> {
         let mut trunk = self.pages.header32(32);
         let mut count = 0u32;
         while trunk != 0 {
-            if !self.take(trunk, "the list of free pages") {
+            if !self.take(trunk, &"the list of free pages") {
                 return;
             }
             let Some(page) = self.read(trunk) else {
@@ -333,7 +348,7 @@ impl<'p> Walk<'p> {
                 return self.damaged(format!("page {trunk} cannot list {leaves} free pages"));
             }
             for index in 0..leaves {
-                self.take(be32(&page, 8 + 4 * index), "the list of free pages");
+                self.take(be32(&page, 8 + 4 * index), &"the list of free pages");
             }
             count += 1 + leaves as u32;
             trunk = be32(&page, 0);
