@@ -52,6 +52,16 @@ fn noticed(daemon: &Daemon, what: &str) -> String {
     line(daemon.stderr()).unwrap()
 }
 
+/// The first command of this program that a log names, up to the end of its quotes.
+fn command(log: &str, program: &str) -> String {
+    let start = log
+        .find(&format!("'{program} "))
+        .unwrap_or_else(|| panic!("{log}"))
+        + 1;
+    let end = log[start..].find('\'').unwrap();
+    log[start..start + end].to_string()
+}
+
 fn folder(node: &Node) -> PathBuf {
     node.database().parent().unwrap().to_owned()
 }
@@ -282,9 +292,8 @@ fn whoever_holds_a_lock_is_found_as_the_log_says() {
     std::thread::scope(|scope| {
         let writer = scope.spawn(|| node.inside(|| fs::write("/etc/pve/waits", "x")));
         let line = noticed(&daemon, "another process holds a lock on it");
-        let start = line.find("fuser").unwrap();
-        let command = &line[start..line[start..].find('\'').unwrap() + start];
-        let (code, out) = node.sh(command);
+        let command = command(&line, "fuser");
+        let (code, out) = node.sh(&command);
         assert_eq!(code, 0, "{command}: {out}");
         assert!(
             out.contains(&std::process::id().to_string()),
@@ -293,6 +302,48 @@ fn whoever_holds_a_lock_is_found_as_the_log_says() {
         conn.execute_batch("ROLLBACK").unwrap();
         writer.join().unwrap().unwrap();
     });
+    assert_eq!(daemon.stop().code, 0);
+}
+
+/// The same at the start, where it is waited for, too.
+#[test]
+fn whoever_keeps_the_daemon_from_starting_is_found_as_the_log_says() {
+    let ours = Subject::ours();
+    let (_lab, node) = Lab::single();
+    Builder::guests(3).write(&node.database()).unwrap();
+    let conn = rusqlite::Connection::open(node.database()).unwrap();
+    conn.execute_batch("BEGIN EXCLUSIVE").unwrap();
+    let mut daemon = Daemon::spawn(&node, &ours, &["-f", "-l"]);
+    let exit = daemon.try_wait_usable().unwrap_err();
+    let command = command(&exit.stderr, "fuser");
+    let (code, out) = node.sh(&command);
+    assert_eq!(code, 0, "{command}: {out}");
+    assert!(out.contains(&std::process::id().to_string()), "{out}");
+    conn.execute_batch("ROLLBACK").unwrap();
+    assert_eq!(Daemon::local(&node, &ours).stop().code, 0);
+}
+
+/// Something was made in the database that refuses every change: the advice shows it.
+#[test]
+fn what_refuses_changes_is_found_as_the_log_says() {
+    let ours = Subject::ours();
+    let (_lab, node) = Lab::single();
+    let daemon = Daemon::local(&node, &ours);
+    write(&node, "before");
+    let trigger = "CREATE TRIGGER stop BEFORE INSERT ON tree BEGIN SELECT RAISE(ABORT, 'no'); END";
+    let (code, out) = node.sh(&format!("sqlite3 {DB} \"{trigger}\""));
+    assert_eq!(code, 0, "{out}");
+    assert!(node.inside(|| fs::write("/etc/pve/refused", "x")).is_err());
+    let log = daemon.stderr();
+    let (code, out) = node.sh(&command(&log, "sqlite3"));
+    assert_eq!(code, 0, "{out}");
+    assert!(out.contains("CREATE TRIGGER stop"), "{out}");
+    let check = command(&log[log.find(" and 'sqlite3").unwrap()..], "sqlite3");
+    assert_eq!(node.sh(&check), (0, "ok\n".to_string()), "{check}");
+    let (code, out) = node.sh(&format!("sqlite3 {DB} 'DROP TRIGGER stop'"));
+    assert_eq!(code, 0, "{out}");
+    noticed(&daemon, "can be written again");
+    write(&node, "after");
     assert_eq!(daemon.stop().code, 0);
 }
 
@@ -356,9 +407,8 @@ fn a_reader_that_stays_cannot_make_the_log_endless() {
     assert!(length() > mib(16), "{}", length());
     let line = noticed(&daemon, "does not stop: find it");
     // The command finds the reader, which is this process.
-    let start = line.find("fuser").unwrap();
-    let command = &line[start..line[start..].find('\'').unwrap() + start];
-    let (code, out) = node.sh(command);
+    let command = command(&line, "fuser");
+    let (code, out) = node.sh(&command);
     assert_eq!(code, 0, "{command}: {out}");
     assert!(
         out.contains(&std::process::id().to_string()),

@@ -81,7 +81,7 @@ impl OpenError {
         match self {
             OpenError::Create { .. } => format!("check that '{db}' and its directory are writable"),
             OpenError::Sqlite { text, .. } if text.contains("locked") => format!(
-                "another process holds '{db}' for writing: find it (fuser -v '{db}*') and let it \
+                "another process holds '{db}' for writing: find it with 'fuser -v {db}' and let it \
                  finish, then start again; the database itself is fine"
             ),
             OpenError::ForeignLog { log, .. } => format!(

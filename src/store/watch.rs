@@ -63,9 +63,9 @@ impl From<Metadata> for Seen {
 pub(super) struct Watch {
     path: PathBuf,
     database: Seen,
-    log: Seen,
-    /// The index of the log, which all processes that use the database map.
-    index: Seen,
+    /// The log, and its index, which all processes that use the database map. `None`: the file
+    /// system does not let SQLite have them.
+    log: Option<(Seen, Seen)>,
     next: Instant,
 }
 
@@ -73,14 +73,13 @@ impl Watch {
     /// Of the database that was just opened at `path`.
     ///
     /// # Errors
-    /// One of its files is not there.
+    /// It is not there.
     pub fn new(path: &Path) -> io::Result<Self> {
         let seen = |suffix| fs::metadata(beside(path, suffix)).map(Seen::from);
         Ok(Watch {
             path: path.to_owned(),
             database: seen("")?,
-            log: seen("-wal")?,
-            index: seen("-shm")?,
+            log: seen("-wal").ok().zip(seen("-shm").ok()),
             next: Instant::now() + INTERVAL,
         })
     }
@@ -109,44 +108,54 @@ impl Watch {
             // Nothing is known then, and nothing to be done.
             Err(_) => return Look::Good,
         };
+        let Some(database) = database else {
+            return self.broken("", "was removed");
+        };
+        if database.len() == 0 {
+            return self.broken("", "was truncated");
+        }
+        let shorter = database.len() < self.database.length;
+        self.database.length = database.len();
+        match self.look_at_log(in_log) {
+            Look::Good if shorter => Look::Shorter,
+            look => look,
+        }
+    }
+
+    fn look_at_log(&mut self, in_log: bool) -> Look {
+        let Some((seen_log, seen_index)) = self.log else {
+            return Look::Good;
+        };
         let (Ok(log), Ok(index)) = (self.stat("-wal"), self.stat("-shm")) else {
             return Look::Good;
         };
-        let broken = |suffix: &str, what: &str| {
-            let file = beside(&self.path, suffix);
-            Look::Lost(Loss::Broken(format!("'{}' {what}", file.display())))
+        let (Some(log), Some(index)) = (&log, &index) else {
+            let gone = if log.is_none() { "-wal" } else { "-shm" };
+            return self.broken(gone, "was removed");
         };
-        let (Some(database), Some(log), Some(index)) = (&database, &log, &index) else {
-            let gone = match (&database, &log) {
-                (None, _) => "",
-                (_, None) => "-wal",
-                _ => "-shm",
-            };
-            return broken(gone, "was removed");
-        };
-        if !self.log.is(log) {
-            return broken("-wal", "was replaced");
+        if !seen_log.is(log) {
+            return self.broken("-wal", "was replaced");
         }
-        if !self.index.is(index) {
-            return broken("-shm", "was replaced");
+        if !seen_index.is(index) {
+            return self.broken("-shm", "was replaced");
         }
-        // SQLite never makes these two shorter while the database is open. It must not be asked:
-        // what it maps of the index is gone.
-        if index.len() < self.index.length {
-            return broken("-shm", "was truncated");
-        }
-        if database.len() == 0 {
-            return broken("", "was truncated");
+        // SQLite never makes it shorter while the database is open. It must not be asked: what it
+        // maps of the index is gone.
+        if index.len() < seen_index.length {
+            return self.broken("-shm", "was truncated");
         }
         if log.len() > 0 && !self.log_has_header() {
-            return broken("-wal", "was overwritten");
+            return self.broken("-wal", "was overwritten");
         }
-        let shorter = database.len() < self.database.length
-            || log.len() < self.log.length
-            || in_log && log.len() == 0;
-        (self.database.length, self.log.length) = (database.len(), log.len());
-        self.index.length = index.len();
+        let shorter = log.len() < seen_log.length || in_log && log.len() == 0;
+        let seen = |meta: &Metadata| Seen::from(meta.clone());
+        self.log = Some((seen(log), seen(index)));
         if shorter { Look::Shorter } else { Look::Good }
+    }
+
+    fn broken(&self, suffix: &str, what: &str) -> Look {
+        let file = beside(&self.path, suffix);
+        Look::Lost(Loss::Broken(format!("'{}' {what}", file.display())))
     }
 
     /// `None`: there is no such file.
@@ -168,15 +177,16 @@ impl Watch {
 
     /// Length of the log when it was looked at last.
     pub fn log_length(&self) -> u64 {
-        self.log.length
+        self.log.map_or(0, |(log, _)| log.length)
     }
 
     /// Whether the file with this suffix is (still) one of the open database.
     pub fn is_ours(&self, suffix: &str) -> bool {
-        let seen = match suffix {
-            "" => &self.database,
-            "-wal" => &self.log,
-            _ => &self.index,
+        let seen = match (suffix, self.log) {
+            ("", _) => self.database,
+            ("-wal", Some((log, _))) => log,
+            (_, Some((_, index))) => index,
+            (_, None) => return false,
         };
         matches!(self.stat(suffix), Ok(Some(meta)) if seen.is(&meta))
     }
