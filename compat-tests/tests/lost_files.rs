@@ -230,6 +230,39 @@ fn a_stop_looks_at_the_files_first() {
     assert_eq!(daemon.stop().code, 0);
 }
 
+/// The files are gone and there is no room for new ones: no change is accepted until there is.
+#[test]
+fn without_room_for_a_new_database_changes_are_refused() {
+    let ours = Subject::ours();
+    let (_lab, node) = Lab::single();
+    let folder = "/var/lib/pve-cluster";
+    let sh = |line: &str| {
+        let (code, out) = node.sh(line);
+        assert_eq!(code, 0, "{line}: {out}");
+    };
+    sh(&format!(
+        "mount -t tmpfs -o size=1m,mode=750 tmpfs {folder}"
+    ));
+    let daemon = Daemon::local(&node, &ours);
+    write(&node, "before");
+    sh(&format!(
+        "rm {folder}/config.db*; dd if=/dev/zero of={folder}/filler bs=4k || true"
+    ));
+    noticed(&daemon, "a new database cannot be made");
+    let refused = node.inside(|| fs::write("/etc/pve/refused", "x"));
+    assert_eq!(refused.unwrap_err().raw_os_error(), Some(5));
+    must_have(&node, &["before"]);
+    sh(&format!("rm {folder}/filler"));
+    noticed(&daemon, "were written to the new database");
+    write(&node, "after");
+    daemon.kill9();
+    let daemon = Daemon::local(&node, &ours);
+    must_have(&node, &["before", "after"]);
+    let refused = node.inside(|| fs::metadata("/etc/pve/refused"));
+    assert!(refused.is_err());
+    assert_eq!(daemon.stop().code, 0);
+}
+
 /// The index of the log is truncated and used before that is noticed: the kernel ends the process,
 /// as it would any that uses SQLite. The log has everything.
 #[test]
