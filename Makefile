@@ -1,9 +1,9 @@
 # README.md names two of these: `make run` and `make check`.
 CARGO ?= cargo
 RUN_DIR ?= $(CURDIR)/target/run
-PACKAGES = gcc libc6-dev make pkg-config libsqlite3-dev sqlite3 libqb-dev iproute2 python3 procps mount util-linux rrdtool rrdcached \
+PACKAGES = gcc libc6-dev make pkg-config libsqlite3-dev sqlite3 libqb-dev iproute2 python3 procps psmisc mount util-linux rrdtool rrdcached \
 	libcpg-dev libcmap-dev libquorum-dev libcorosync-common-dev corosync libclang-dev \
-	g++ perl libperl-dev valgrind libjson-perl libnet-ssleay-perl
+	g++ perl libperl-dev valgrind strace libjson-perl libnet-ssleay-perl
 TEST_ARGS ?=
 sim: export SEEDS ?= 20000
 

@@ -14,6 +14,7 @@
 //! * [`rrd`] – round-robin data: key types, schemas, rrdcached client, librrd; own thread.
 //! * [`ipc`] – the libqb shared-memory transport and, apart from it, the operations.
 //! * [`fs`] – the FUSE view: inodes, links, dot files, permissions, cache rules.
+//! * [`durable`] – files that survive a power cut as a whole.
 //! * [`daemon`] – start and stop order, lock, pid file, restart flag, signals, logging.
 #![deny(unsafe_code)]
 
@@ -22,6 +23,7 @@ pub mod corosync;
 pub mod daemon;
 pub mod dcdb;
 pub mod dfsm;
+pub mod durable;
 pub mod errno_text;
 pub mod fs;
 pub mod ipc;

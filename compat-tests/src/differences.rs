@@ -79,7 +79,7 @@ pub fn printable(value: &str) -> String {
             c => out.push(c),
         }
     }
-    if out.chars().count() > 1300 {
+    if out.chars().count() > 2000 {
         let sum = out
             .bytes()
             .fold(0_u32, |h, b| h.wrapping_mul(31).wrapping_add(u32::from(b)));

@@ -1,13 +1,13 @@
 //! The host's copy of `corosync.conf` (cluster-sync.md 1.6, daemon.md 5).
 #![forbid(unsafe_code)]
 
-use std::io::{self, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::obstacle;
 
 use super::corosync_check::{Check, lacks_node};
+use crate::durable;
 
 /// Nothing of this size is a configuration; the tree holds no larger file either.
 const MAX_HOST_FILE: u64 = 1 << 20;
@@ -171,43 +171,16 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
     Ok(content)
 }
 
-/// Atomically; mode 0644 whatever the umask is.
+/// As a whole, also after a power cut; mode 0644 whatever the umask is.
 fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
-    let mut name = path.as_os_str().to_owned();
-    name.push(format!(".{}", std::process::id()));
-    let temporary = PathBuf::from(name);
-    // Left by one of the same number that was killed here.
-    match std::fs::remove_file(&temporary) {
-        Err(err) if err.kind() != io::ErrorKind::NotFound => return Err(err),
-        _ => {}
-    }
-    let written = (|| {
-        let mut file = std::fs::OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o644)
-            .open(&temporary)?;
-        file.set_permissions(std::fs::Permissions::from_mode(0o644))?;
-        std::os::unix::fs::fchown(&file, Some(0), Some(0)).or_else(|err| {
-            if rustix::process::geteuid().is_root() {
-                Err(err)
-            } else {
-                Ok(())
-            }
-        })?;
-        file.write_all(content)?;
-        std::fs::rename(&temporary, path)
-    })();
-    if written.is_err() {
-        // It may not even have been made; the first error is the one to tell.
-        let _ = std::fs::remove_file(&temporary);
-    }
-    written
+    let owner = rustix::process::geteuid().is_root().then_some((0, 0));
+    durable::replace(path, content, 0o644, owner)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::PermissionsExt;
 
     #[test]
     fn the_first_version_anywhere_counts() {

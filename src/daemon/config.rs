@@ -52,6 +52,8 @@ pub struct Config {
 pub enum Parsed {
     /// Run the daemon.
     Run(Box<Config>),
+    /// Make a new database of what can be read of another one, and end.
+    Salvage { old: PathBuf, new: PathBuf },
     /// Print this text on stdout and exit 0.
     Help(String),
     /// Log this text and exit with this code.
@@ -181,6 +183,14 @@ fn command() -> Command {
                 .hide_possible_values(true)
                 .default_value("auto"),
         )
+        .arg(
+            Arg::new("salvage")
+                .long("salvage")
+                .num_args(2)
+                .value_names(["OLD", "NEW"])
+                .help("Save what can be read of OLD as NEW")
+                .value_parser(value_parser!(PathBuf)),
+        )
 }
 
 /// Parses the arguments after the program name.
@@ -235,6 +245,12 @@ fn check(matches: &ArgMatches) -> Parsed {
                 .unwrap_or_default(),
         )
     };
+    if let Some(mut files) = matches.get_many::<PathBuf>("salvage") {
+        if let (Some(old), Some(new)) = (files.next(), files.next()) {
+            let (old, new) = (old.clone(), new.clone());
+            return Parsed::Salvage { old, new };
+        }
+    }
     let seconds = |name: &str| {
         let seconds = matches.get_one::<u32>(name).copied().unwrap_or_default();
         Duration::from_secs(u64::from(seconds))

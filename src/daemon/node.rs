@@ -22,7 +22,7 @@ use crate::obstacle;
 use crate::replica::{Announcer, Clock};
 use crate::rrd::{Rrd, RrdHandle};
 use crate::status::Status;
-use crate::store::{Store, StoreHandle};
+use crate::store::{self, Store, StoreHandle};
 
 /// The file in the tree that makes a node a cluster node.
 const COROSYNC_CONF: &[u8] = b"corosync.conf";
@@ -74,6 +74,8 @@ impl Node {
             clock,
             status,
         };
+        let tree = common.tree.clone();
+        store.set_source(move || store::rows_of(&tree.read()));
         let replication = if local {
             Replication::local(common.clone())
         } else {

@@ -3,6 +3,7 @@
 
 use std::io::Write;
 use std::net::IpAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use super::config::{Config, Parsed};
@@ -31,6 +32,7 @@ where
 fn run_logged(arguments: Parsed) -> i32 {
     let config = match arguments {
         Parsed::Run(config) => *config,
+        Parsed::Salvage { old, new } => return salvage(&old, &new),
         Parsed::Help(text) => {
             // A closed stdout is the reader's choice.
             let _ = std::io::stdout().write_all(text.as_bytes());
@@ -65,6 +67,18 @@ fn run_logged(arguments: Parsed) -> i32 {
         Err(error) => {
             tracing::error!(target: "main", "{error}");
             exit_line(-1);
+            FAILED
+        }
+    }
+}
+
+/// `--salvage`: the report goes to stdout, why it ends without a result to stderr.
+fn salvage(old: &Path, new: &Path) -> i32 {
+    match crate::store::salvage(old, new, &mut std::io::stdout().lock()) {
+        Ok(()) => 0,
+        Err(error) => {
+            // A closed stderr is the reader's choice.
+            let _ = writeln!(std::io::stderr(), "{error}");
             FAILED
         }
     }

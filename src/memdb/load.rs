@@ -124,7 +124,17 @@ impl std::error::Error for LoadError {}
 impl LoadError {
     /// What an operator can do about it, as one line; `db` is the file's path.
     pub fn way_out(&self, db: &str) -> String {
+        let salvage = format!("pmxcfs --salvage '{db}' '{db}.salvaged'");
         let (why, sql) = match self {
+            LoadError::SameInode { .. } | LoadError::RootName { .. } => {
+                let why = match self {
+                    LoadError::RootName { .. } => "row 0 has to be the version row",
+                    _ => "two rows have one inode number",
+                };
+                return format!(
+                    "{why}. With pmxcfs stopped, save all rows, mended, into a new file: {salvage}"
+                );
+            }
             LoadError::NoName { inode } => (
                 "the row has lost its name (the file may be truncated: try a backup first)",
                 format!("DELETE FROM tree WHERE inode = {}", *inode as i64),
@@ -140,17 +150,9 @@ impl LoadError {
                 "only 4 (directory) and 8 (file) are known",
                 format!("UPDATE tree SET type = 8 WHERE inode = {}", *inode as i64),
             ),
-            LoadError::RootName { .. } => (
-                "row 0 has to be the version row",
-                "UPDATE tree SET name = '__version__' WHERE inode = 0".to_owned(),
-            ),
             LoadError::ParentIsFile { inode, .. } => (
                 "move the row to the top level, then look at both",
                 format!("UPDATE tree SET parent = 0 WHERE inode = {}", *inode as i64),
-            ),
-            LoadError::SameInode { inode, .. } => (
-                "two rows have one inode number, so the table was not made by pmxcfs; keep one",
-                format!("SELECT rowid, * FROM tree WHERE inode = {}", *inode as i64),
             ),
             LoadError::MissingDirectory { inode } => (
                 "rows name it as their directory; make it again as lost+found",
@@ -162,8 +164,8 @@ impl LoadError {
             ),
         };
         format!(
-            "{why}. With pmxcfs stopped and a copy of '{db}' made, restore a backup, or run: \
-             sqlite3 '{db}' \"{sql}\""
+            "{why}. With pmxcfs stopped and a copy of '{db}' made, run: sqlite3 '{db}' \"{sql}\"; \
+             or save all rows, mended, into a new file: {salvage}"
         )
     }
 }

@@ -9,6 +9,7 @@ use std::mem::ManuallyDrop;
 use std::ptr::NonNull;
 use std::time::{Duration, Instant};
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, Result, ffi};
 
 use super::commit::{Write, Writer};
@@ -27,6 +28,13 @@ pub(super) struct State {
     pub long_log: bool,
     /// A read lock is kept that stops other processes from finishing a checkpoint.
     pub snapshot: bool,
+}
+
+/// Pages in the log, and how many of them are in the database, too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Checkpoint {
+    pub log: i64,
+    pub moved: i64,
 }
 
 /// The one connection that writes, with its statements.
@@ -81,6 +89,9 @@ impl Db {
         changes: impl DoubleEndedIterator<Item = Write<'a>> + ExactSizeIterator + Clone,
     ) -> Result<()> {
         let now = Instant::now();
+        if self.fresh_log {
+            self.number_log()?;
+        }
         if self.last_commit.is_some_and(|last| now - last < BURST) {
             // If that fails, so does the transaction, which reports it.
             let _ = self.writer.hold_snapshot();
@@ -106,6 +117,19 @@ impl Db {
         }
     }
 
+    /// Writes page 1 as it is, but for SQLite's change counter. As the first transaction of a log
+    /// this gives each log a number of its own, by which a database that was put beside a log of
+    /// another time is noticed (`format::belongs`). SQLite counts on from the page as it last read
+    /// it, so the page has to go from its memory before.
+    fn number_log(&mut self) -> Result<()> {
+        self.release_snapshot();
+        // SAFETY: the connection lives as long as `self`, and is only shared.
+        let conn = unsafe { self.conn.as_ref() };
+        conn.execute_batch("PRAGMA shrink_memory")?;
+        let kept: i64 = conn.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+        conn.execute_batch(&format!("PRAGMA user_version={kept}"))
+    }
+
     /// What those who plan the next step have to know.
     pub(super) fn state(&self) -> State {
         State {
@@ -115,16 +139,57 @@ impl Db {
         }
     }
 
-    /// Moves the log into the database as far as readers allow; the rest waits for the next time.
+    /// Moves the log into the database as far as readers allow, and says how far that was; the rest
+    /// waits for the next time. A long log that was moved completely is made short.
     ///
     /// # Errors
     /// SQLite's. The database is as good as before.
-    pub(super) fn checkpoint(&mut self) -> Result<()> {
+    pub(super) fn checkpoint(&mut self) -> Result<Checkpoint> {
         self.release_snapshot();
         self.pages = 0;
         self.fresh_log = true;
+        let done = self.run_checkpoint("PASSIVE")?;
+        if done.log > CHECKPOINT_PAGES as i64 && done.log == done.moved {
+            // Somebody may begin to read just now: then the next time.
+            return self.run_checkpoint("TRUNCATE");
+        }
+        Ok(done)
+    }
+
+    fn run_checkpoint(&self, mode: &str) -> Result<Checkpoint> {
         // SAFETY: the connection lives as long as `self`, and is only shared.
-        unsafe { self.conn.as_ref() }.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))
+        let conn = unsafe { self.conn.as_ref() };
+        conn.query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |row| {
+            Ok(Checkpoint {
+                log: row.get(1)?,
+                moved: row.get(2)?,
+            })
+        })
+    }
+
+    /// Whether something was written into the log since the last checkpoint.
+    pub(super) fn has_log(&self) -> bool {
+        self.pages > 0
+    }
+
+    /// Bytes that the whole database takes, as SQLite knows it.
+    ///
+    /// # Errors
+    /// SQLite's.
+    pub(super) fn size(&self) -> Result<u64> {
+        // SAFETY: the connection lives as long as `self`, and is only shared.
+        let conn = unsafe { self.conn.as_ref() };
+        let number = |what| conn.query_row(what, [], |row| row.get::<_, u32>(0));
+        let (pages, size) = (number("PRAGMA page_count")?, number("PRAGMA page_size")?);
+        Ok(u64::from(pages) * u64::from(size))
+    }
+
+    /// Closes the connection and leaves its files as they are: they are not to be trusted.
+    pub(super) fn abandon(self) {
+        // SAFETY: the connection lives as long as `self`, and is only shared.
+        let conn = unsafe { self.conn.as_ref() };
+        // A failure is a bug of SQLite's build: then it does what it does at every end.
+        let _ = conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true);
     }
 
     /// Gives back the read lock that was kept for the next transaction.

@@ -7,20 +7,29 @@
 //! the same reason nothing else in this process may open and close that file.
 #![deny(unsafe_code)] // db.rs has some; forbidden in every other file
 
+mod check;
 mod commit;
+mod copy;
 mod db;
+mod format;
 mod import;
+mod keeper;
 mod open;
 mod queue;
+mod rescue;
 mod rows;
+mod salvage;
 #[cfg(test)]
 mod tests;
 mod thread;
 mod trouble;
+mod watch;
 
 pub use import::{ImportError, import_dir};
 pub use open::{Loaded, OpenError, Store};
 pub use queue::{Queued, StoreHandle, Ticket};
+pub use rescue::rows_of;
+pub use salvage::{SalvageError, salvage};
 
 /// Statement that makes the table. SQLite keeps the text, so it stays byte-equal to the C daemon's.
 const CREATE_TABLE: &str = "CREATE TABLE IF NOT EXISTS tree (  \

@@ -9,9 +9,12 @@ use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
+use super::check::{self, Empty};
 use super::commit::{Write, Writer};
+use super::format::beside;
 use super::rows::{SELECT, load_row};
 use super::{CREATE_TABLE, DOMAIN};
+use crate::durable;
 use crate::memdb::{Change, LoadError, LoadNote, Loader, RootRow, Tree};
 use crate::obstacle::{obstacle, wrong_kind};
 
@@ -21,6 +24,9 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Page cache while loading and later, in KiB (negative, so SQLite has it); SQLite's default later.
 const LOAD_CACHE: i64 = -256;
 const CACHE: i64 = -2000;
+
+/// Bytes of a log that is begun anew: what usually is in it before it is.
+const LOG_SIZE: u64 = 4 << 20;
 
 /// An open database that nobody writes to yet.
 #[derive(Debug)]
@@ -53,6 +59,10 @@ pub enum OpenError {
         /// What is wrong is around the file, not in it.
         outside: bool,
     },
+    #[error("'{log}' is not the log of this database: {why}")]
+    ForeignLog { log: String, why: String },
+    #[error("the database is damaged: {0}")]
+    Damaged(String),
     #[error(transparent)]
     Load(#[from] LoadError),
 }
@@ -86,18 +96,31 @@ impl OpenError {
                 )
             }),
             OpenError::Sqlite { text, .. } if text.contains("locked") => format!(
-                "another process holds '{db}' for writing: find it (fuser -v '{db}*') and let it \
+                "another process holds '{db}' for writing: find it with 'fuser -v {db}' and let it \
                  finish, then start again; the database itself is fine"
             ),
-            OpenError::Sqlite { .. } => format!(
-                "'{db}' is not usable as it is. With pmxcfs stopped and a copy of it made, restore \
-                 a backup (zcat backup/config-<epoch>.sql.gz | sqlite3 '{db}.new'), or save what \
-                 can be read: sqlite3 '{db}' .recover | sqlite3 '{db}.new'; then move the new file \
-                 into place"
+            OpenError::ForeignLog { log, .. } => format!(
+                "nothing was changed. With pmxcfs stopped, either use '{db}' without that log: \
+                 mv '{log}' '{log}.other'; or move '{db}' away, put the database that the log \
+                 belongs to in its place, and leave the log. Then start again"
             ),
+            OpenError::Sqlite { .. } | OpenError::Damaged(_) => salvage_or_backup(path),
             OpenError::Load(error) => error.way_out(&db.to_string()),
         }
     }
+}
+
+/// For a database that is not usable as it is.
+fn salvage_or_backup(path: &Path) -> String {
+    let db = path.display();
+    let backups = path.with_file_name("backup");
+    format!(
+        "'{db}' is not usable as it is. With pmxcfs stopped, save what can be read into a new \
+         file: pmxcfs --salvage '{db}' '{db}.salvaged'; or restore a backup: zcat \
+         '{}'/config-<epoch>.sql.gz | sqlite3 '{db}.new', move '{db}' and its -wal and -shm away, \
+         and '{db}.new' to '{db}'",
+        backups.display()
+    )
 }
 
 /// SQLite's own text without the statement rusqlite adds.
@@ -158,17 +181,29 @@ impl Store {
     }
 
     fn open_quietly(path: &Path, now: u32) -> Result<(Store, Loaded), OpenError> {
+        let create = |source| OpenError::Create {
+            path: path.display().to_string(),
+            source,
+        };
+        let empty = check::empty(path, now).map_err(create)?;
+        let found = check::examine(path);
+        if let Some(why) = found.foreign_log {
+            let log = beside(path, "-wal").display().to_string();
+            return Err(OpenError::ForeignLog { log, why });
+        }
         let created = make_private(path)?;
-        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
-            | OpenFlags::SQLITE_OPEN_CREATE
-            | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let conn = Connection::open_with_flags(path, flags).map_err(sqlite("unable to open"))?;
-        prepare(&conn)?;
+        let conn = connect(path)?;
         let store = Store {
             conn,
             path: path.to_owned(),
         };
         let (tree, notes) = store.load(now)?;
+        if !found.damage.is_empty() {
+            store.confirm_damage()?;
+        }
+        if let Some(empty) = empty {
+            warn_of_empty(path, &empty);
+        }
         store.put_first_version(&tree, &notes, now)?;
         Ok((
             store,
@@ -211,6 +246,22 @@ impl Store {
             loader.push(load_row(row).map_err(sqlite(select))?)?;
         }
         Ok(loader.finish(now)?)
+    }
+
+    /// Other processes may have changed pages while [`check::examine`] read them.
+    fn confirm_damage(&self) -> Result<(), OpenError> {
+        let what = "unable to check the database";
+        let answer: String = self
+            .conn
+            .query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
+            .map_err(sqlite(what))?;
+        if answer == "ok" {
+            return Ok(());
+        }
+        // Its first line is a heading.
+        Err(OpenError::Damaged(
+            answer.replace('\n', " ").trim().to_owned(),
+        ))
     }
 
     /// Writes the version row of a database that has none yet, with the current time; the tree does
@@ -274,13 +325,49 @@ fn make_private(path: &Path) -> Result<bool, OpenError> {
         .mode(0o600)
         .open(path);
     let created = match made {
-        Ok(_) => true,
+        Ok(_) => {
+            durable::sync_directory_of(path).map_err(cannot)?;
+            true
+        }
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
         Err(error) => return Err(cannot(error)),
     };
     // Fails where the file cannot be written, which SQLite takes for a wish to read only.
     fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(OpenError::Mode)?;
     Ok(created)
+}
+
+/// One line: whoever expects files in there has to know at once.
+fn warn_of_empty(path: &Path, empty: &Empty) {
+    let db = path.display();
+    let why = if empty.missing {
+        "there was none"
+    } else {
+        "it had 0 bytes"
+    };
+    let mut left = String::new();
+    for (from, to) in &empty.left {
+        left += &format!(
+            "; '{}', which is of no use without its database, is now '{}'",
+            from.display(),
+            to.display()
+        );
+    }
+    log::warn!(
+        target: DOMAIN,
+        "made a new, empty database '{db}' ({why}){left}. If this node had one, stop pmxcfs and put \
+         it in place of this one"
+    );
+}
+
+/// Opens and prepares a connection for writing.
+pub(super) fn connect(path: &Path) -> Result<Connection, OpenError> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
+        | OpenFlags::SQLITE_OPEN_CREATE
+        | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let conn = Connection::open_with_flags(path, flags).map_err(sqlite("unable to open"))?;
+    prepare(&conn)?;
+    Ok(conn)
 }
 
 fn prepare(conn: &Connection) -> Result<(), OpenError> {
@@ -295,6 +382,11 @@ fn prepare(conn: &Connection) -> Result<(), OpenError> {
     }
     conn.execute_batch("PRAGMA synchronous=NORMAL")
         .map_err(sqlite("unable to set synchronous mode"))?;
+    // A log that readers made long is cut when it begins anew.
+    conn.query_row(&format!("PRAGMA journal_size_limit={LOG_SIZE}"), [], |_| {
+        Ok(())
+    })
+    .map_err(sqlite("unable to set journal_size_limit"))?;
     // The store thread moves the log into the database itself, when nobody waits for it.
     conn.query_row("PRAGMA wal_autocheckpoint=0", [], |_| Ok(()))
         .map_err(sqlite("unable to set wal_autocheckpoint"))?;

@@ -17,7 +17,7 @@ use parking_lot::{Condvar, Mutex};
 use super::DOMAIN;
 use super::commit::{SyncRows, Write};
 use super::db::{Db, State};
-use crate::memdb::{Change, Error, Inode, RootRow, Row};
+use crate::memdb::{Change, Error, Inode, LoadRow, RootRow, Row};
 
 /// Called exactly once: the change is in the database ([`Ok`]), or it cannot be said when it will
 /// be ([`Error::Busy`], [`Error::Io`]).
@@ -38,6 +38,9 @@ const KEPT_CAPACITY: usize = 64;
 
 /// Called with a change before its ticket says that it failed, although it stays queued.
 type OnRefusal = Box<dyn Fn(&Change) + Send + Sync>;
+
+/// Gives all rows of the tree in memory, the version row among them.
+type Source = Box<dyn Fn() -> Vec<LoadRow> + Send + Sync>;
 
 enum Work {
     Change(Change),
@@ -104,6 +107,8 @@ pub(super) struct Queue {
     pub(super) db: State,
     /// Transactions written inline: when that stands still, a burst is over.
     pub(super) commits: u64,
+    /// The store thread wants the turn as soon as it is free.
+    pub(super) wanted: bool,
     /// Nothing more is accepted; what waits is still written.
     pub(super) closing: bool,
     /// The store thread has ended.
@@ -143,6 +148,8 @@ pub(super) struct Shared {
     /// Nobody waits for a full or broken disk.
     pub(super) impatient: AtomicBool,
     on_refusal: OnceLock<OnRefusal>,
+    /// All rows of the tree in memory.
+    pub(super) source: OnceLock<Source>,
 }
 
 impl Shared {
@@ -160,6 +167,7 @@ impl Shared {
             errors: Arc::default(),
             impatient: AtomicBool::new(false),
             on_refusal: OnceLock::new(),
+            source: OnceLock::new(),
         }
     }
 
@@ -203,7 +211,7 @@ impl Shared {
         if queue.turn != Turn::Free || queue.ended || queue.waiting.is_empty() || !queue.urgent {
             return None;
         }
-        if queue.db.fresh_log || queue.closing || queue.is_long() {
+        if queue.db.fresh_log || queue.closing || queue.wanted || queue.is_long() {
             drop(queue);
             self.work.notify_one();
             return None;
@@ -261,7 +269,7 @@ impl Drop for Inline<'_> {
         put_back(&mut queue, &mut self.batch);
         queue.commits += 1;
         // The rest is for the store thread.
-        let more = queue.is_due() || state.long_log || queue.closing;
+        let more = queue.is_due() || state.long_log || queue.closing || queue.wanted;
         queue.turn = if more { Turn::Thread } else { Turn::Free };
         // Also to begin to watch over the read lock, or over what is due later.
         if more || !queue.waiting.is_empty() || state.snapshot && !queue.db.snapshot {
@@ -459,6 +467,14 @@ impl StoreHandle {
     pub fn on_refusal(&self, hook: impl Fn(&Change) + Send + Sync + 'static) {
         // A second hook is a bug of the caller, but none that needs an answer.
         let _ = self.0.on_refusal.set(Box::new(hook));
+    }
+
+    /// Where the store takes all rows from ([`super::rows_of`] the tree) when its files are removed
+    /// or replaced by somebody else: from then on it looks after them. Called on the store thread,
+    /// without any lock. Only the first source counts.
+    pub fn set_source(&self, source: impl Fn() -> Vec<LoadRow> + Send + Sync + 'static) {
+        // A second source is a bug of the caller, but none that needs an answer.
+        let _ = self.0.source.set(Box::new(source));
     }
 
     fn has_failed(&self) -> bool {

@@ -14,16 +14,25 @@ pub(super) const SELECT: &str =
 
 /// The current row of a [`SELECT`].
 pub(super) fn load_row(row: &Row<'_>) -> rusqlite::Result<LoadRow> {
-    Ok(LoadRow {
-        inode: integer(row.get_ref(0)?),
-        parent: integer(row.get_ref(1)?),
-        version: integer(row.get_ref(2)?),
-        writer: integer(row.get_ref(3)?),
-        mtime: integer(row.get_ref(4)?),
-        type_code: integer(row.get_ref(5)?),
-        name: bytes(row.get_ref(6)?),
-        data: bytes(row.get_ref(7)?),
-    })
+    // Whether there are so many columns is seen once for all.
+    row.get_ref(7)?;
+    Ok(row_of(|column| {
+        row.get_ref(column).unwrap_or(ValueRef::Null)
+    }))
+}
+
+/// A row of the values in its columns.
+pub(super) fn row_of<'a>(value: impl Fn(usize) -> ValueRef<'a>) -> LoadRow {
+    LoadRow {
+        inode: integer(value(0)),
+        parent: integer(value(1)),
+        version: integer(value(2)),
+        writer: integer(value(3)),
+        mtime: integer(value(4)),
+        type_code: integer(value(5)),
+        name: bytes(value(6)),
+        data: bytes(value(7)),
+    }
 }
 
 /// A column read as a number: text counts up to its first non-digit.

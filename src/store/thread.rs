@@ -3,13 +3,13 @@
 #![forbid(unsafe_code)]
 
 use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::DOMAIN;
 use super::db::Db;
+use super::keeper::Keeper;
 use super::open::{Store, sqlite_text};
 use super::queue::{Pending, Shared, StoreHandle, Turn};
 use super::trouble::{Patience, Trouble};
@@ -31,10 +31,10 @@ impl Store {
         let (conn, path) = self.into_parts();
         let db = Db::new(conn).map_err(|error| io::Error::other(sqlite_text(&error)))?;
         let shared = Arc::new(Shared::new(db));
-        let worker = Worker {
+        let mut worker = Worker {
             shared: Arc::clone(&shared),
-            path,
             patience,
+            keeper: Keeper::new(Arc::clone(&shared), path)?,
         };
         std::thread::Builder::new()
             .name("store".to_owned())
@@ -47,34 +47,34 @@ impl Store {
 enum Job {
     Write,
     Checkpoint,
+    /// At the files.
+    Look,
     ReleaseSnapshot,
     End,
 }
 
 struct Worker {
     shared: Arc<Shared>,
-    path: PathBuf,
     patience: Patience,
+    keeper: Keeper,
 }
 
 impl Worker {
-    fn run(&self) {
+    fn run(&mut self) {
+        let shared = Arc::clone(&self.shared);
         // However the thread ends: nobody waits for it any longer.
-        let _guard = Ending(&self.shared);
+        let _guard = Ending(&shared);
         let mut batch: Vec<Pending> = Vec::new();
         loop {
             match self.next(&mut batch) {
                 Job::Write => self.persist(&mut batch),
-                Job::Checkpoint => self.with_db(|db| {
-                    if let Err(error) = db.checkpoint() {
-                        let text = sqlite_text(&error);
-                        log::warn!(target: DOMAIN, "checkpoint failed: {text}");
-                    }
-                }),
+                Job::Checkpoint => self.keeper.checkpoint(),
+                Job::Look => drop(self.keeper.look()),
                 Job::ReleaseSnapshot => self.with_db(Db::release_snapshot),
                 Job::End => break,
             }
         }
+        self.keeper.end();
         let db = self.shared.db.lock().take();
         if let Some(Err(error)) = db.map(Db::close) {
             let text = sqlite_text(&error);
@@ -94,10 +94,17 @@ impl Worker {
         let mut queue = self.shared.queue.lock();
         queue.db = state;
         loop {
-            if queue.turn != Turn::Inline {
+            let look_at = self.keeper.next_look();
+            let look_is_due = look_at <= Instant::now();
+            if queue.turn == Turn::Inline {
+                queue.wanted = look_is_due;
+            } else {
+                queue.wanted = false;
                 // The checkpoint first: under load there is always something waiting.
                 let job = if queue.db.long_log {
                     Some(Job::Checkpoint)
+                } else if look_is_due {
+                    Some(Job::Look)
                 } else if queue.is_due() {
                     queue.take(batch);
                     Some(Job::Write)
@@ -113,12 +120,17 @@ impl Worker {
                 queue.turn = Turn::Free;
                 self.shared.quiet.notify_all();
                 if let (Some(due), false) = (queue.due, queue.waiting.is_empty()) {
-                    self.shared.work.wait_until(&mut queue, due);
+                    self.shared.work.wait_until(&mut queue, due.min(look_at));
                     continue;
                 }
             }
-            if !queue.db.snapshot {
+            if queue.wanted {
+                // Whoever has the turn wakes this thread.
                 self.shared.work.wait(&mut queue);
+                continue;
+            }
+            if !queue.db.snapshot {
+                self.shared.work.wait_until(&mut queue, look_at);
                 continue;
             }
             let seen = queue.commits;
@@ -131,10 +143,17 @@ impl Worker {
     }
 
     /// Writes the batch and whatever comes meanwhile, however long that takes.
-    fn persist(&self, batch: &mut Vec<Pending>) {
+    fn persist(&mut self, batch: &mut Vec<Pending>) {
         let mut trouble: Option<Trouble> = None;
         while let Err(error) = self.shared.write(batch) {
-            let trouble = trouble.get_or_insert_with(|| Trouble::new(&self.path, &self.patience));
+            if trouble.is_none() || self.keeper.next_look() <= Instant::now() {
+                // With another file it is tried again at once.
+                if self.keeper.failed(&error) {
+                    continue;
+                }
+            }
+            let path = self.keeper.path();
+            let trouble = trouble.get_or_insert_with(|| Trouble::new(path, &self.patience));
             if !self.endure(trouble, &error, batch) {
                 trouble.give_up(batch.len());
                 batch.clear();

@@ -169,12 +169,12 @@ impl Kind {
                  of file sizes and quotas; if it lasts although that is fine, restart pmxcfs"
             ),
             Kind::ReadOnly => format!(
-                "'{db}' cannot be written: see whether its file system became read-only (dmesg) or \
-                 the file was moved or replaced; in the latter case restart pmxcfs"
+                "'{db}' cannot be written: see whether its file system became read-only (dmesg)"
             ),
             Kind::Lasting => format!(
-                "see what 'sqlite3 {db} \"PRAGMA integrity_check\"' says, and undo what was \
-                 changed in it; if it is damaged, stop pmxcfs and restore a backup"
+                "see what 'sqlite3 {db} .schema' and 'sqlite3 {db} \"PRAGMA integrity_check\"' \
+                 say, and undo what was changed in it; if it is damaged: systemctl stop \
+                 pve-cluster; pmxcfs --salvage '{db}' '{db}.salvaged'"
             ),
         }
     }

@@ -2,10 +2,12 @@
 
 mod beside;
 mod commit;
+mod files;
 mod golden;
 mod import;
 mod inline;
 mod open;
+mod salvage;
 mod sync;
 mod trouble;
 
