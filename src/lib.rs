@@ -23,6 +23,7 @@ pub mod daemon;
 pub mod dcdb;
 pub mod dfsm;
 pub mod errno_text;
+pub mod failure;
 pub mod fs;
 pub mod ipc;
 pub mod kvstore;

@@ -10,6 +10,7 @@ use super::node::Node;
 use super::process::{self, Ready, daemonize};
 use super::signals::Terminator;
 use super::{StartError, address, config, logging, watchdog};
+use crate::failure;
 
 /// Exit code of every failed start.
 const FAILED: i32 = 255;
@@ -26,7 +27,10 @@ where
         Parsed::Run(config) => *config,
         Parsed::Help(text) => {
             // A closed stdout is the reader's choice.
-            let _ = std::io::stdout().write_all(text.as_bytes());
+            let mut stdout = std::io::stdout();
+            let _ = stdout
+                .write_all(text.as_bytes())
+                .and_then(|()| stdout.flush());
             return 0;
         }
         Parsed::Refused { text, code } => {
@@ -36,6 +40,7 @@ where
         }
     };
     logging::init(config.debug);
+    failure::install();
     if process::under_systemd() && logging::syslog_listens() {
         // Both would end in the journal, every line twice.
         logging::leave_stderr();
@@ -160,7 +165,7 @@ fn stop(config: &Config, node: Node, www_gid: u32) {
         std::thread::sleep(STOP_LIMIT);
         tracing::error!(target: "main", "stopping takes longer than {STOP_LIMIT:?} - giving up");
         files::remove_pid_file(&pid_file);
-        std::process::exit(FAILED);
+        process::exit_now(FAILED);
     });
     if let Err(err) = limit {
         tracing::warn!(target: "main", "unable to watch over the stop: {err}");

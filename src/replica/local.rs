@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 
 use super::announce::Announcer;
 use super::{Applied, Clock, Done, Observer, Replica, SharedTree};
+use crate::failure::uninterrupted;
 use crate::memdb::{Change, Effects, Error, Op};
 use crate::store::StoreHandle;
 
@@ -65,9 +66,11 @@ impl LocalReplica {
     fn apply(&self, op: &Op, done: Done) {
         let now = (self.parts.clock)();
         let mut tree = self.parts.tree.write();
+        let whole = uninterrupted();
         let change = match tree.apply_local(op, now) {
             Ok(change) => change,
             Err(err) => {
+                drop(whole);
                 drop(tree);
                 return done(Err(err));
             }
@@ -84,6 +87,7 @@ impl LocalReplica {
             change,
             Box::new(move |stored| finish(stored.map(|()| applied), announce, &announcer, done)),
         );
+        drop(whole);
         drop(tree);
         queued.write();
     }
