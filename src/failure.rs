@@ -85,29 +85,44 @@ impl Drop for Counted {
     }
 }
 
+/// For tests of what ends the process.
 #[cfg(test)]
-mod tests {
+pub(crate) mod scene {
     use std::os::unix::process::ExitStatusExt;
     use std::process::Command;
 
-    use super::*;
+    const VARIABLE: &str = "FAILURE_SCENE";
+
+    /// The process of the test: the same number in the test and in its scene.
+    pub(crate) fn test_process() -> u32 {
+        if std::env::var_os(VARIABLE).is_some() {
+            std::os::unix::process::parent_id()
+        } else {
+            std::process::id()
+        }
+    }
 
     /// Runs `scene` in a process of its own: the test with this name, once more. Gives back the signal
     /// that ended it.
-    fn ended_by(test: &str, scene: impl FnOnce()) -> Option<i32> {
-        const VARIABLE: &str = "FAILURE_SCENE";
+    pub(crate) fn ended_by(test: &str, scene: impl FnOnce()) -> Option<i32> {
         if std::env::var(VARIABLE).is_ok_and(|name| name == test) {
-            install();
+            super::install();
             scene();
             std::process::exit(0);
         }
         let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["--exact", &format!("failure::tests::{test}")]);
+        command.args(["--exact", test]);
         command.env(VARIABLE, test).env("RUST_BACKTRACE", "0");
         let status = command.output().unwrap().status;
         assert!(status.success() || status.signal().is_some(), "{status}");
         status.signal()
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::scene::ended_by;
+    use super::*;
 
     fn in_a_thread(work: impl FnOnce() + Send + 'static) {
         let _ = std::thread::spawn(work).join();
@@ -115,7 +130,7 @@ mod tests {
 
     #[test]
     fn a_dead_thread_ends_the_process() {
-        let signal = ended_by("a_dead_thread_ends_the_process", || {
+        let signal = ended_by("failure::tests::a_dead_thread_ends_the_process", || {
             in_a_thread(|| panic!("on purpose"));
         });
         assert_eq!(signal, Some(libc::SIGABRT));
@@ -123,7 +138,7 @@ mod tests {
 
     #[test]
     fn an_answer_is_contained() {
-        let signal = ended_by("an_answer_is_contained", || {
+        let signal = ended_by("failure::tests::an_answer_is_contained", || {
             in_a_thread(|| {
                 let done = contain("an answer", || panic!("on purpose"));
                 assert!(done.is_none());
@@ -137,7 +152,7 @@ mod tests {
 
     #[test]
     fn half_a_change_is_not() {
-        let signal = ended_by("half_a_change_is_not", || {
+        let signal = ended_by("failure::tests::half_a_change_is_not", || {
             contain("an answer", || {
                 let _whole = uninterrupted();
                 panic!("on purpose")
@@ -148,12 +163,15 @@ mod tests {
 
     #[test]
     fn a_change_that_ended_well_contains_again() {
-        let signal = ended_by("a_change_that_ended_well_contains_again", || {
-            contain("an answer", || {
-                drop(uninterrupted());
-                panic!("on purpose")
-            });
-        });
+        let signal = ended_by(
+            "failure::tests::a_change_that_ended_well_contains_again",
+            || {
+                contain("an answer", || {
+                    drop(uninterrupted());
+                    panic!("on purpose")
+                });
+            },
+        );
         assert_eq!(signal, None);
     }
 }

@@ -2,10 +2,11 @@
 //! the daemon's memory has a bound, and it ends when it is told to.
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)]
-use compat_tests::client::{ROOT, identity};
+use compat_tests::client::{ROOT, identity, name256};
 use compat_tests::daemon::proc_value;
 use compat_tests::report::median;
-use compat_tests::{Client, Daemon, Lab, Node, Subject, dbfile, lab, report};
+use compat_tests::shm::{Peer, Target};
+use compat_tests::{Checker, Client, Daemon, Lab, Node, Subject, dbfile, lab, on_both, report};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::process::{Child, Stdio};
@@ -21,9 +22,12 @@ const PAUSE: &str = "2000";
 /// quiet machine needs stands in the report.
 const MEDIAN_LIMIT: f64 = 50.0;
 const LONGEST_LIMIT: f64 = 1000.0;
-/// Memory of the daemon in KiB, without the rings, which are the clients' memory, too.
+/// Memory of the daemon with 10,000 guests, and what clients may add to it, in KiB.
 const MEMORY_LIMIT: u64 = 32 << 10;
+const MORE_MEMORY: u64 = 16 << 10;
 const STOP_LIMIT: Duration = Duration::from_secs(3);
+/// For one answer.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The payload of GET_GUEST_CONFIG_PROPERTIES.
 fn properties(vmid: u32, names: &[&str]) -> Vec<u8> {
@@ -53,6 +57,10 @@ impl Greedy {
             command.spawn().unwrap()
         };
         Self(payloads.map(start).collect())
+    }
+
+    fn join(&mut self, mut other: Self) {
+        self.0.append(&mut other.0);
     }
 
     fn assert_running(&mut self) {
@@ -89,13 +97,18 @@ fn latencies(node: &Node) -> Vec<f64> {
         .collect()
 }
 
-/// Measures root beside eight clients, and the memory of the daemon.
-fn beside(what: &str, node: &Node, daemon: &Daemon, mut greedy: Greedy) {
+/// Memory of the daemon in KiB, without the rings, which are the clients' memory, too.
+fn memory(daemon: &Daemon) -> u64 {
+    let memory = |field| proc_value(daemon.pid(), "status", field).unwrap();
+    memory("RssAnon") + memory("RssFile")
+}
+
+/// Measures root beside eight clients, and the memory of the daemon, which has a limit.
+fn beside(what: &str, node: &Node, daemon: &Daemon, mut greedy: Greedy, limit: u64) {
     let times = latencies(node);
     greedy.assert_running();
-    let memory = |field| proc_value(daemon.pid(), "status", field).unwrap();
-    let resident = memory("VmRSS");
-    let own = memory("RssAnon") + memory("RssFile");
+    let resident = proc_value(daemon.pid(), "status", "VmRSS").unwrap();
+    let own = memory(daemon);
     let (middle, longest) = (median(&times), times.iter().copied().fold(0.0, f64::max));
     report(&format!(
         "ipc [ours] GET_FS_VERSION of root beside {GREEDY} clients, {what}: median {middle:.2} ms, longest \
@@ -103,7 +116,7 @@ fn beside(what: &str, node: &Node, daemon: &Daemon, mut greedy: Greedy) {
     ));
     assert!(middle <= MEDIAN_LIMIT, "{what}: median {middle} ms");
     assert!(longest <= LONGEST_LIMIT, "{what}: longest {longest} ms");
-    assert!(own <= MEMORY_LIMIT, "{what}: {own} KiB");
+    assert!(own <= limit, "{what}: {own} KiB, limit {limit}");
 }
 
 #[test]
@@ -126,7 +139,8 @@ fn guest_properties() {
     let reply = www.request(13, &long(0), None);
     assert_eq!(reply.error(), Some(ENOBUFS));
     let greedy = Greedy::start(&www, 13, (0..GREEDY).map(long));
-    beside("properties longer than a message", &node, &daemon, greedy);
+    let what = "properties longer than a message";
+    beside(what, &node, &daemon, greedy, MEMORY_LIMIT);
 
     let fits = |i: usize| properties(0, &["net0", &own_name(i)]);
     let reply = www.request(13, &fits(0), None);
@@ -134,7 +148,8 @@ fn guest_properties() {
     let text = String::from_utf8_lossy(reply.payload());
     assert_eq!(text.matches("\"net0\"").count(), GUESTS);
     let greedy = Greedy::start(&www, 13, (0..GREEDY).map(fits));
-    beside("properties of all guests", &node, &daemon, greedy);
+    let what = "properties of all guests";
+    beside(what, &node, &daemon, greedy, MEMORY_LIMIT);
 
     let _greedy = Greedy::start(&www, 13, (0..GREEDY).map(long).chain((0..GREEDY).map(fits)));
     std::thread::sleep(Duration::from_millis(500));
@@ -189,4 +204,125 @@ fn large_properties() {
         20
     );
     assert_eq!(daemon.signal(Signal::SIGTERM).code, 0);
+}
+
+/// Has `work` talk to the daemon through rings of its own.
+fn talk<T: Send + 'static>(
+    node: &Node,
+    daemon: &Daemon,
+    work: impl FnOnce(&mut Peer) -> T + Send + 'static,
+) -> T {
+    let target = Target {
+        service: "pve2".to_string(),
+        pid: u32::try_from(daemon.pid()).unwrap(),
+        probe: (1, Vec::new()),
+        secret: None,
+    };
+    node.inside(move || target.run_as(ROOT, || work(&mut Peer::connect("pve2").unwrap())))
+}
+
+/// SET_STATUS: the error of the answer.
+fn set(peer: &mut Peer, key: &str, value: &[u8]) -> i32 {
+    let payload = [&name256(key)[..], value].concat();
+    peer.ask(4, &payload, PATIENCE).unwrap().error
+}
+
+/// Every other request, each as large as its client can make it.
+#[test]
+fn other_requests() {
+    let _quiet = lab::quiet();
+    let (_lab, node) = Lab::single();
+    let mut db = dbfile::Builder::guests(GUESTS);
+    db.file("large.cfg", &vec![b'x'; 1_048_000]);
+    db.file("priv/token.cfg", &b"a@pam!t x\n".repeat(100_000));
+    db.write(&node.database()).unwrap();
+    let daemon = Daemon::local(&node, &Subject::ours());
+    talk(&node, &daemon, |peer| {
+        // 12 MB.
+        for n in 0..3000 {
+            let value = [vec![b'1'; 4000], vec![0]].concat();
+            assert_eq!(set(peer, &format!("rrd/pve-vm-9.0/{n}"), &value), 0);
+        }
+        assert_eq!(set(peer, "large", &[b'x'; 32_768]), 0);
+        for n in 0..3000 {
+            let text = format!("\x06\x05\x02root\0t\0entry {n} \u{1}\u{2}\"\0");
+            assert_eq!(peer.ask(7, text.as_bytes(), PATIENCE).unwrap().error, 0);
+        }
+        let keys = (0..6000).take_while(|n| set(peer, &format!("{n:0200}"), b"1") == 0);
+        assert!(keys.count() > 300);
+    });
+    let www = Client::new(&node, identity("www-data"));
+    let status = [name256("large"), name256("")].concat();
+    let log = [&u32::MAX.to_le_bytes()[..], &[0; 12], b"root\0"].concat();
+    let requests: [(i32, &[u8], i32); GREEDY] = [
+        (1, b"", 0),
+        (3, b"", 0),
+        (5, &status, 0),
+        (6, b"large.cfg\0", 0),
+        (8, &log, 0),
+        (10, b"", ENOBUFS),
+        (12, b"a@pam!t y\0", -2),
+        (13, &properties(0, &["memory", "lock"]), 0),
+    ];
+    let limit = memory(&daemon) + MORE_MEMORY;
+    let mut greedy = Greedy(Vec::new());
+    for (operation, payload, error) in requests {
+        let reply = www.request(operation, payload, None);
+        assert_eq!(reply.error(), Some(error), "{operation}");
+        let one = Greedy::start(&www, operation, std::iter::once(payload.to_vec()));
+        greedy.join(one);
+    }
+    beside("one of each kind", &node, &daemon, greedy, limit);
+    assert_eq!(daemon.stop().code, 0);
+}
+
+on_both!(limits);
+
+/// What a client may ask for, where that has an end and the reference has none.
+fn limits(subject: &Subject) {
+    let (_lab, node) = Lab::single();
+    let mut checker = Checker::new(subject, "ipc-limits");
+    let daemon = Daemon::local(&node, subject);
+    node.inside(|| {
+        std::fs::create_dir_all("/etc/pve/nodes/node1/lxc").unwrap();
+        std::fs::write("/etc/pve/nodes/node1/lxc/100.conf", "memory: 512\n").unwrap();
+    });
+    let names = [
+        &100u32.to_le_bytes()[..],
+        b"\x02memory\0",
+        &[b'n'; 17_000],
+        b"\0",
+    ]
+    .concat();
+    let error = Client::new(&node, ROOT).request(13, &names, None).error();
+    checker.golden(
+        "property names of 17,000 bytes",
+        "Some(0)",
+        &format!("{error:?}"),
+    );
+    let (last, version) = talk(&node, &daemon, |peer| {
+        let last = (0..6000)
+            .map(|n| set(peer, &format!("{n:0200}"), b"1"))
+            .last();
+        let version = peer.ask(1, b"", PATIENCE);
+        (
+            last,
+            version.map_or_else(
+                |_| "no answer".to_string(),
+                |a| format!("error {}", a.error),
+            ),
+        )
+    });
+    checker.golden(
+        "the last of 6,000 status keys of 200 bytes",
+        "Some(0)",
+        &format!("{last:?}"),
+    );
+    checker.golden(
+        "GET_FS_VERSION with 6,000 status keys",
+        "no answer",
+        &version,
+    );
+    daemon.kill9();
+    checker.finish();
 }

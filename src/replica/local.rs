@@ -125,3 +125,60 @@ fn finish(
         None => done(result),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use parking_lot::RwLock;
+
+    use super::*;
+    use crate::failure::contain;
+    use crate::failure::scene::{ended_by, test_process};
+    use crate::memdb::TreePath;
+    use crate::store::Store;
+
+    /// Stands for a bug in the middle of a change.
+    struct Fails;
+
+    impl Observer for Fails {
+        fn applied(&self, change: &Change) {
+            panic!("on purpose: {}", change.inode);
+        }
+    }
+
+    #[test]
+    fn half_a_change_is_neither_served_nor_written() {
+        let dir = std::env::temp_dir().join(format!("half-a-change-{}", test_process()));
+        let file = dir.join("config.db");
+        let name = "replica::local::tests::half_a_change_is_neither_served_nor_written";
+        let create = |path: &[u8]| Op::Create {
+            path: TreePath::new(path),
+        };
+        let signal = ended_by(name, || {
+            let _ = std::fs::remove_dir_all(&dir);
+            std::fs::create_dir(&dir).unwrap();
+            let (store, loaded) = Store::open(&file, 1).unwrap();
+            let replica = LocalReplica::new(Parts {
+                tree: Arc::new(RwLock::new(loaded.tree)),
+                store: store.spawn().unwrap(),
+                announcer: Announcer::start(Arc::new(|_| {})).unwrap(),
+                relevant: Arc::new(|_| false),
+                clock: Arc::new(|| 5),
+                quorate: true,
+            });
+            let (told, done) = std::sync::mpsc::channel();
+            let answer: Done = Box::new(move |result| told.send(result).unwrap());
+            replica.submit(create(b"whole"), answer);
+            assert!(done.recv().unwrap().is_ok());
+            replica.observe(Arc::new(Fails));
+            // As the request of a client.
+            contain("a request", || {
+                replica.submit(create(b"half"), Box::new(|_| {}))
+            });
+        });
+        assert_eq!(signal, Some(libc::SIGABRT));
+        let (_store, loaded) = Store::open(&file, 1).unwrap();
+        let known = |path: &[u8]| loaded.tree.lookup(&TreePath::new(path)).is_some();
+        assert!(known(b"whole") && !known(b"half"));
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+}
