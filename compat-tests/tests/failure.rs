@@ -6,7 +6,11 @@ use compat_tests::client::{ROOT, compile_preload};
 use compat_tests::daemon::{mount_answers, wait_for};
 use compat_tests::{Client, Daemon, Lab, Node, Subject};
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
+#[path = "common/cluster.rs"]
+mod cluster;
+use cluster::{Assignment, Cluster};
 
 /// Only a hang takes longer.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -19,8 +23,7 @@ struct Victim {
 
 impl Victim {
     fn start(node: &Node) -> Self {
-        let preload = format!("LD_PRELOAD={}", compile_preload("clockfail").display());
-        let fails = format!("CLOCK_FAILS={}", file(node).display());
+        let [preload, fails] = environment(node);
         // As systemd asks for signs of life.
         let wrapper = ["env", &preload, &fails, "WATCHDOG_USEC=400000"];
         let _ = fs::remove_file(file(node));
@@ -32,15 +35,39 @@ impl Victim {
     }
 
     fn fails(&self, thread: &str) {
-        // At once, not a part of the name.
-        let new = file(&self.node).with_extension("new");
-        fs::write(&new, thread).unwrap();
-        fs::rename(new, file(&self.node)).unwrap();
+        fails(&self.node, thread);
     }
 
     fn works(&self) {
         fs::remove_file(file(&self.node)).unwrap();
     }
+}
+
+/// What makes the daemon of this node a [`Victim`].
+fn environment(node: &Node) -> [String; 2] {
+    let preload = compile_preload("clockfail");
+    [
+        format!("LD_PRELOAD={}", preload.display()),
+        format!("CLOCK_FAILS={}", file(node).display()),
+    ]
+}
+
+fn fails(node: &Node, thread: &str) {
+    // At once, not a part of the name.
+    let new = file(node).with_extension("new");
+    fs::write(&new, thread).unwrap();
+    fs::rename(new, file(node)).unwrap();
+}
+
+/// The line about the death of a thread in a log.
+fn assert_told(thread: &str, log: &str) {
+    let line = log.lines().find(|line| line.contains("crit: panic"));
+    let line = line.unwrap_or_else(|| panic!("{thread}: {log}"));
+    assert!(
+        line.contains(&format!("panic in thread '{thread}' at ")),
+        "{line}"
+    );
+    assert!(line.ends_with("the daemon ends and has to be started again (systemd does)"));
 }
 
 fn file(node: &Node) -> std::path::PathBuf {
@@ -64,13 +91,7 @@ fn a_dead_thread_ends_the_daemon() {
         let ended = wait_for(LIMIT, || !victim.daemon.is_running());
         let log = victim.daemon.stderr();
         assert!(ended, "{thread}: {log}");
-        let line = log.lines().find(|line| line.contains("crit: panic"));
-        let line = line.unwrap_or_else(|| panic!("{thread}: {log}"));
-        assert!(
-            line.contains(&format!("panic in thread '{thread}' at ")),
-            "{line}"
-        );
-        assert!(line.ends_with("the daemon ends and has to be started again (systemd does)"));
+        assert_told(thread, &log);
         // A crash, for systemd, and nothing is lost.
         let exit = victim.daemon.signal(nix::sys::signal::Signal::SIGTERM);
         assert_ne!(exit.code, 0, "{thread}: {exit:?}");
@@ -127,4 +148,46 @@ fn a_failed_answer_is_the_only_one() {
     assert!(written, "{}", victim.daemon.stderr());
     assert!(victim.daemon.is_running());
     assert_eq!(victim.daemon.stop().code, 0);
+}
+
+/// The threads that only a node of a cluster has.
+#[test]
+fn a_dead_thread_of_a_cluster_node() {
+    const NODE: usize = 3;
+    let who = Assignment::ours();
+    let mut cluster = Cluster::without_daemons(&who);
+    let node = cluster.node(NODE);
+    let daemon = node.dir.join("pmxcfs-with-a-clock-that-fails");
+    let line = format!(
+        "#!/bin/sh\nexec env {} {} \"$@\"\n",
+        environment(&node).join(" "),
+        who.subjects[NODE - 1].binary.display()
+    );
+    fs::write(&daemon, line).unwrap();
+    fs::set_permissions(&daemon, fs::Permissions::from_mode(0o755)).unwrap();
+    cluster.who.subjects[NODE - 1].binary = daemon;
+    cluster.start_all();
+    cluster.wait_online();
+    for thread in ["core", "corosync"] {
+        fails(&node, thread);
+        if thread == "corosync" {
+            // Something to do for it.
+            cluster.kill_corosync(NODE);
+        }
+        let ended = wait_for(LIMIT, || !cluster.daemon(NODE).is_running());
+        assert!(ended, "{thread}: {}", cluster.log(NODE));
+        assert_told(thread, &cluster.log(NODE));
+        cluster.kill9(NODE);
+        fs::remove_file(file(&node)).unwrap();
+        cluster.on(1, || fs::write("/etc/pve/meanwhile", thread).unwrap());
+        if thread == "corosync" {
+            cluster.start_corosync(NODE);
+            cluster.wait_corosync();
+        }
+        cluster.start(NODE);
+        cluster.wait_online();
+        let read = || cluster.on(NODE, || fs::read_to_string("/etc/pve/meanwhile"));
+        assert_eq!(read().unwrap(), thread);
+    }
+    cluster.finish();
 }
