@@ -5,7 +5,8 @@
 use compat_tests::client::{ROOT, identity, name256};
 use compat_tests::daemon::proc_value;
 use compat_tests::report::median;
-use compat_tests::shm::{Peer, Target};
+use compat_tests::shm::peer::{SEMAPHORE, message};
+use compat_tests::shm::{Identity, Peer, Target};
 use compat_tests::{Checker, Client, Daemon, Lab, Node, Subject, dbfile, lab, on_both, report};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -26,6 +27,8 @@ const LONGEST_LIMIT: f64 = 1000.0;
 const MEMORY_LIMIT: u64 = 32 << 10;
 const MORE_MEMORY: u64 = 16 << 10;
 const STOP_LIMIT: Duration = Duration::from_secs(3);
+/// Clients of www-data that wait at once.
+const WAITING: usize = 300;
 /// For one answer.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -206,19 +209,61 @@ fn large_properties() {
     assert_eq!(daemon.signal(Signal::SIGTERM).code, 0);
 }
 
-/// Has `work` talk to the daemon through rings of its own.
-fn talk<T: Send + 'static>(
-    node: &Node,
-    daemon: &Daemon,
-    work: impl FnOnce(&mut Peer) -> T + Send + 'static,
-) -> T {
+/// Connections with rings of their own, as many as wanted, for messages of `size` bytes.
+fn connect(node: &Node, daemon: &Daemon, who: Identity, count: usize, size: u32) -> Vec<Peer> {
     let target = Target {
         service: "pve2".to_string(),
         pid: u32::try_from(daemon.pid()).unwrap(),
         probe: (1, Vec::new()),
         secret: None,
     };
-    node.inside(move || target.run_as(ROOT, || work(&mut Peer::connect("pve2").unwrap())))
+    let connect = move || Peer::connect_with("pve2", size).unwrap();
+    node.inside(|| target.run_as(who, move || (0..count).map(|_| connect()).collect()))
+}
+
+/// One connection of root.
+fn connect_root(node: &Node, daemon: &Daemon) -> Peer {
+    connect(node, daemon, ROOT, 1, 1 << 20).remove(0)
+}
+
+/// Root and www-data wait for the same kind of answer.
+#[test]
+fn root_first() {
+    let (_lab, node) = Lab::single();
+    dbfile::Builder::guests(GUESTS)
+        .write(&node.database())
+        .unwrap();
+    let daemon = Daemon::local(&node, &Subject::ours());
+    // Messages that are too short for the answer: it is made all the same.
+    let mut others = connect(&node, &daemon, identity("www-data"), WAITING, 12_328);
+    let mut root = connect_root(&node, &daemon);
+    daemon.freeze();
+    for (i, other) in others.iter_mut().enumerate() {
+        let own = format!("x{i}");
+        let payload = properties(0, &["memory", &own]);
+        other.send(&message(13, &payload)).unwrap();
+    }
+    let payload = properties(0, &["memory", "lock"]);
+    root.send(&message(13, &payload)).unwrap();
+    daemon.thaw();
+    root.await_responses(1, PATIENCE).unwrap();
+    let answered = |peer: &&Peer| peer.response.get(SEMAPHORE).unwrap() > 0;
+    let before = others.iter().filter(answered).count();
+    let answer = root.take().unwrap();
+    assert_eq!(answer.error, 0);
+    report(&format!(
+        "ipc [ours] properties for root beside {WAITING} waiting clients: {before} were answered before"
+    ));
+    assert!(
+        before < WAITING / 2,
+        "{before} of {WAITING} came before root"
+    );
+    for other in &mut others {
+        other.await_responses(1, 3 * PATIENCE).unwrap();
+        assert_eq!(other.take().unwrap().error, ENOBUFS);
+    }
+    drop((others, root));
+    assert_eq!(daemon.stop().code, 0);
 }
 
 /// SET_STATUS: the error of the answer.
@@ -237,7 +282,8 @@ fn other_requests() {
     db.file("priv/token.cfg", &b"a@pam!t x\n".repeat(100_000));
     db.write(&node.database()).unwrap();
     let daemon = Daemon::local(&node, &Subject::ours());
-    talk(&node, &daemon, |peer| {
+    {
+        let peer = &mut connect_root(&node, &daemon);
         // 12 MB.
         for n in 0..3000 {
             let value = [vec![b'1'; 4000], vec![0]].concat();
@@ -250,7 +296,7 @@ fn other_requests() {
         }
         let keys = (0..6000).take_while(|n| set(peer, &format!("{n:0200}"), b"1") == 0);
         assert!(keys.count() > 300);
-    });
+    }
     let www = Client::new(&node, identity("www-data"));
     let status = [name256("large"), name256("")].concat();
     let log = [&u32::MAX.to_le_bytes()[..], &[0; 12], b"root\0"].concat();
@@ -300,19 +346,14 @@ fn limits(subject: &Subject) {
         "Some(0)",
         &format!("{error:?}"),
     );
-    let (last, version) = talk(&node, &daemon, |peer| {
-        let last = (0..6000)
-            .map(|n| set(peer, &format!("{n:0200}"), b"1"))
-            .last();
-        let version = peer.ask(1, b"", PATIENCE);
-        (
-            last,
-            version.map_or_else(
-                |_| "no answer".to_string(),
-                |a| format!("error {}", a.error),
-            ),
-        )
-    });
+    let peer = &mut connect_root(&node, &daemon);
+    let keys = (0..6000).map(|n| set(peer, &format!("{n:0200}"), b"1"));
+    let last = keys.last();
+    let version = peer.ask(1, b"", PATIENCE);
+    let version = version.map_or_else(
+        |_| "no answer".to_string(),
+        |answer| format!("error {}", answer.error),
+    );
     checker.golden(
         "the last of 6,000 status keys of 200 bytes",
         "Some(0)",

@@ -50,7 +50,7 @@ impl AllGuests {
     }
 
     /// The kept answer, if nothing has changed since it was made.
-    pub fn known(&self) -> Option<Arc<[u8]>> {
+    pub fn known(&self) -> Option<Arc<Vec<u8>>> {
         let (_, version) = self.status.guests();
         let state = (self.tree.read().root_row(), version);
         let old = self.cache.lock().get(&self.names)?;
@@ -112,6 +112,7 @@ struct Found {
 
 impl Build {
     fn new(old: Option<Arc<Answer>>, list: GuestMap, state: (RootRow, u32), limit: usize) -> Self {
+        let parts = Vec::with_capacity(list.len());
         Build {
             old,
             old_at: 0,
@@ -121,7 +122,7 @@ impl Build {
             found: VecDeque::new(),
             scan: None,
             state,
-            parts: Vec::new(),
+            parts,
             out: HEAD.to_vec(),
             // For what every answer ends with.
             limit: limit - TAIL.len(),
@@ -250,11 +251,12 @@ impl Build {
     fn finish(&mut self, names: &PropertyNames) -> Answer {
         let mut out = std::mem::take(&mut self.out);
         out.extend_from_slice(TAIL);
+        out.shrink_to_fit();
         Answer {
             names: names.clone(),
             state: self.state,
             parts: std::mem::take(&mut self.parts),
-            text: Arc::from(out),
+            text: Arc::new(out),
         }
     }
 }

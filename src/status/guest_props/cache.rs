@@ -30,7 +30,7 @@ pub(super) struct Answer {
     pub state: (RootRow, u32),
     /// By VMID.
     pub parts: Vec<Part>,
-    pub text: Arc<[u8]>,
+    pub text: Arc<Vec<u8>>,
 }
 
 impl Answer {
