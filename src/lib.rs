@@ -25,6 +25,7 @@ pub mod dcdb;
 pub mod dfsm;
 pub mod durable;
 pub mod errno_text;
+pub mod failure;
 pub mod fs;
 pub mod ipc;
 pub mod kvstore;

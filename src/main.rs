@@ -3,6 +3,5 @@
 
 fn main() {
     let code = pmxcfs::daemon::run(std::env::args_os().skip(1));
-    // Threads that hang in the kernel must not keep the process.
-    std::process::exit(code);
+    pmxcfs::daemon::process::exit_now(code);
 }

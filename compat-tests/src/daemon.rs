@@ -115,11 +115,14 @@ impl Daemon {
 
     /// As [`Daemon::spawn`] with `-f -l`, bound to one CPU; waits until it is usable.
     pub fn on_cpu(node: &Node, subject: &Subject, cpu: usize) -> Self {
-        let mut command = node.command("taskset");
-        command
-            .args(["-c", &cpu.to_string()])
-            .arg(&subject.binary)
-            .args(["-f", "-l"]);
+        Self::wrapped(node, subject, &["taskset", "-c", &cpu.to_string()])
+    }
+
+    /// As [`Daemon::local`], started by another program: `wrapper… subject -f -l`.
+    pub fn wrapped(node: &Node, subject: &Subject, wrapper: &[&str]) -> Self {
+        let mut command = node.command(wrapper[0]);
+        command.args(&wrapper[1..]);
+        command.arg(&subject.binary).args(["-f", "-l"]);
         let mut daemon = Self::spawn_command(node, subject, command);
         daemon.wait_usable();
         daemon

@@ -282,7 +282,7 @@ fn a_new_empty_database_is_named_in_the_log() {
         );
         lines[0].to_string()
     };
-    let mut daemon = Daemon::local(&node, &ours);
+    let daemon = Daemon::local(&node, &ours);
     assert!(warning(&daemon.stderr()).contains("there was none"));
     node.inside(|| fs::write("/etc/pve/precious", "only in the log").unwrap());
     daemon.kill9();

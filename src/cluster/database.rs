@@ -14,6 +14,7 @@ use super::gate::{Gate, Verdict};
 use super::group::Surroundings;
 use crate::dcdb::{self, Dcdb, SyncCommit, TreeHost, Write};
 use crate::dfsm::{Busy, Ticket};
+use crate::failure::uninterrupted;
 use crate::memdb::{Change, Effects, Error, Op, Stamp, Tree};
 use crate::replica::local::Relevant;
 use crate::replica::{Announcer, Applied, Done, SharedTree};
@@ -53,11 +54,14 @@ impl TreeHost for Host {
     }
 
     fn adjust<T>(&mut self, change: impl FnOnce(&mut Tree) -> T) -> T {
-        change(&mut self.tree.write())
+        let mut tree = self.tree.write();
+        let _whole = uninterrupted();
+        change(&mut tree)
     }
 
     fn apply(&mut self, op: &Op, stamp: Stamp, now: u32) -> Result<Change, Error> {
         let mut tree = self.tree.write();
+        let _whole = uninterrupted();
         let change = tree.apply(op, stamp, now)?;
         for observer in self.observers.lock().iter() {
             observer.applied(&change);
@@ -68,10 +72,12 @@ impl TreeHost for Host {
     fn replace(&mut self, tree: Tree) {
         let changes = differences(&self.tree.read(), &tree);
         let mut shared = self.tree.write();
+        let whole = uninterrupted();
         let old = std::mem::replace(&mut *shared, tree);
         for observer in self.observers.lock().iter() {
             changes.iter().for_each(|change| observer.applied(change));
         }
+        drop(whole);
         drop(shared);
         drop(old);
         self.differences.lock().extend(changes);

@@ -332,17 +332,9 @@ impl Core {
     }
 }
 
-/// Nothing is replicated from now on, also if a panic is the reason: whoever waits is told so, and
-/// whoever comes is refused.
+/// Nothing is replicated from now on: whoever waits is told so, and whoever comes is refused.
 impl Drop for Core {
     fn drop(&mut self) {
-        if std::thread::panicking() {
-            log(
-                "main",
-                Level::Critical,
-                "the core has failed - no change is accepted until restart",
-            );
-        }
         self.status.set_quorate(false);
         for command in self.inbox.close() {
             command.refuse();

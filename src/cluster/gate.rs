@@ -5,12 +5,12 @@
 #![forbid(unsafe_code)]
 
 use std::collections::VecDeque;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::dfsm::Ticket;
+use crate::failure::contain;
 
 /// May the caller be told?
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,9 +104,7 @@ impl Gate {
         while let Some((then, verdict)) = queue.pop_ready() {
             let told = || MutexGuard::unlocked(queue, || then(verdict));
             // Those that come behind must not wait for ever.
-            if catch_unwind(AssertUnwindSafe(told)).is_err() {
-                tracing::error!(target: "dcdb", "bug: panic while answering a change");
-            }
+            contain("answering a change", told);
         }
         queue.running = false;
     }

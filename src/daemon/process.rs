@@ -62,6 +62,13 @@ pub fn under_systemd() -> bool {
     std::env::var_os("NOTIFY_SOCKET").is_some()
 }
 
+/// Ends the process at once. Threads may live that hang in the kernel or use what the C library would
+/// take down at an ordinary exit.
+pub fn exit_now(code: i32) -> ! {
+    // SAFETY: `_exit` takes any number and runs no code of this process.
+    unsafe { libc::_exit(code) }
+}
+
 /// Forks. Returns in the child; the parent waits for it, writes the pid file and ends.
 ///
 /// Must be called while the process has one thread only.

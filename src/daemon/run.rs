@@ -12,6 +12,7 @@ use super::node::Node;
 use super::process::{self, Ready, daemonize};
 use super::signals::Terminator;
 use super::{StartError, address, config, logging, watchdog};
+use crate::failure;
 
 /// Exit code of every failed start.
 const FAILED: i32 = 255;
@@ -35,7 +36,10 @@ fn run_logged(arguments: Parsed) -> i32 {
         Parsed::Salvage { old, new } => return salvage(&old, &new),
         Parsed::Help(text) => {
             // A closed stdout is the reader's choice.
-            let _ = std::io::stdout().write_all(text.as_bytes());
+            let mut stdout = std::io::stdout();
+            let _ = stdout
+                .write_all(text.as_bytes())
+                .and_then(|()| stdout.flush());
             return 0;
         }
         Parsed::Refused { text, code } => {
@@ -45,6 +49,7 @@ fn run_logged(arguments: Parsed) -> i32 {
         }
     };
     logging::init(config.debug);
+    failure::install();
     if process::under_systemd() && logging::syslog_listens() {
         // Both would end in the journal, every line twice.
         logging::leave_stderr();
@@ -187,7 +192,7 @@ fn stop(config: &Config, node: Node, www_gid: u32) {
         tracing::error!(target: "main", "stopping takes longer than {STOP_LIMIT:?} - giving up; the next start finds all that was acknowledged");
         files::remove_pid_file(&pid_file);
         logging::finish();
-        std::process::exit(FAILED);
+        process::exit_now(FAILED);
     });
     if let Err(err) = limit {
         tracing::warn!(target: "main", "unable to watch over the stop: {err}");

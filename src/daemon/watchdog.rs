@@ -28,7 +28,8 @@ impl Pulse {
 
     /// Does the core answer within `limit` (twice that, at worst)?
     pub fn answers(&self, limit: Duration) -> bool {
-        self.tree.try_write_for(limit).is_some()
+        // To read: new readers wait behind whoever wants to write, and the core may read for long.
+        self.tree.try_read_for(limit).is_some()
             && self.core.as_ref().is_none_or(|core| core.answers(limit))
     }
 }
@@ -93,9 +94,26 @@ mod tests {
         let tree: SharedTree = Arc::new(RwLock::new(Tree::default()));
         let pulse = Pulse::new(tree.clone(), None);
         assert!(pulse.answers(Duration::from_millis(10)));
-        let reading = tree.read();
+        let writing = tree.write();
         assert!(!pulse.answers(Duration::from_millis(10)));
-        drop(reading);
+        drop(writing);
         assert!(pulse.answers(Duration::from_millis(10)));
+    }
+
+    /// The core holds the tree to read for as long as it builds what a synchronisation needs.
+    #[test]
+    fn nobody_waits_for_the_probe() {
+        let tree: SharedTree = Arc::new(RwLock::new(Tree::default()));
+        let pulse = Pulse::new(tree.clone(), None);
+        let reading = tree.read();
+        let probe = std::thread::spawn(move || pulse.answers(Duration::from_secs(2)));
+        while !probe.is_finished() {
+            let other = tree.clone();
+            let reader =
+                std::thread::spawn(move || other.try_read_for(Duration::from_secs(1)).is_some());
+            assert!(reader.join().unwrap(), "a reader waits for the probe");
+        }
+        assert!(probe.join().unwrap(), "a tree that is read is life");
+        drop(reading);
     }
 }

@@ -2,19 +2,22 @@
 #![forbid(unsafe_code)]
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
 
 use super::handshake::{DISCONNECT, response_header};
+use super::message::HEADER;
 use super::ring::files::ConnectionDir;
 use super::ring::{PutError, Rings, Take};
-use super::{Answer, Client, Service};
+use super::{Answer, Client, Service, Work};
+use crate::failure::contain;
 
 /// Requests answered for one connection before others get their turn.
 const REQUESTS_PER_TURN: usize = 16;
+/// The same in time. No request takes longer than this by itself, or it is [`Answer::Work`].
+pub const TURN: Duration = Duration::from_millis(1);
 /// Notification bytes taken at a time; more make the socket readable again.
 const BYTES_PER_TURN: usize = 256;
 /// Largest answer buffer kept between requests.
@@ -27,6 +30,17 @@ pub struct Scratch {
     payload: Vec<u8>,
 }
 
+impl Scratch {
+    /// Empty, for an answer.
+    fn payload(&mut self) -> &mut Vec<u8> {
+        if self.payload.capacity() > KEEP_BUFFER {
+            self.payload = Vec::new();
+        }
+        self.payload.clear();
+        &mut self.payload
+    }
+}
+
 /// How a turn ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Turn {
@@ -36,14 +50,16 @@ pub enum Turn {
     More,
     /// The service answers a request later.
     Deferred,
+    /// A request is being worked off: [`Connection::go_on`].
+    Working,
     /// To be disconnected, as the client wishes or (with a reason) because of what it does.
     Close(Option<&'static str>),
 }
 
-/// A request that the service could not answer yet.
-struct Deferred {
-    message: Vec<u8>,
-    deadline: Instant,
+/// A request that is not answered yet; those behind it wait in the ring.
+enum Waiting {
+    Later { message: Vec<u8>, deadline: Instant },
+    Work { id: i32, work: Box<dyn Work> },
 }
 
 /// State of one connection.
@@ -53,7 +69,9 @@ pub struct Connection {
     rings: Rings,
     dir: ConnectionDir,
     message_size: u32,
-    deferred: Option<Deferred>,
+    waiting: Option<Waiting>,
+    /// Stands in the reactor's queue.
+    pub queued: bool,
 }
 
 impl Connection {
@@ -70,7 +88,8 @@ impl Connection {
             rings,
             dir,
             message_size,
-            deferred: None,
+            waiting: None,
+            queued: false,
         }
     }
 
@@ -94,7 +113,15 @@ impl Connection {
 
     /// When the deferred request has to be answered.
     pub fn deadline(&self) -> Option<Instant> {
-        self.deferred.as_ref().map(|d| d.deadline)
+        match self.waiting {
+            Some(Waiting::Later { deadline, .. }) => Some(deadline),
+            _ => None,
+        }
+    }
+
+    /// Is a request of it being worked off?
+    pub fn is_working(&self) -> bool {
+        matches!(self.waiting, Some(Waiting::Work { .. }))
     }
 
     /// The socket is readable: takes the notification bytes, whose number and values mean
@@ -110,10 +137,13 @@ impl Connection {
 
     /// Answers what stands in the request ring, with a limit per turn.
     pub fn requests(&mut self, service: &mut dyn Service, scratch: &mut Scratch) -> Turn {
-        if self.deferred.is_some() {
-            return Turn::Deferred;
+        match self.waiting {
+            Some(Waiting::Later { .. }) => return Turn::Deferred,
+            Some(Waiting::Work { .. }) => return Turn::Working,
+            None => {}
         }
-        for _ in 0..REQUESTS_PER_TURN {
+        let mut since = None;
+        for number in 0..REQUESTS_PER_TURN {
             match self.rings.take(&mut scratch.message) {
                 Take::Nothing => return Turn::Idle,
                 Take::Broken(reason) => return Turn::Close(Some(reason)),
@@ -122,27 +152,47 @@ impl Connection {
             if request_id(&scratch.message) == DISCONNECT {
                 return Turn::Close(None);
             }
-            let Scratch { message, payload } = scratch;
-            match ask(service, &self.client, message, false, payload) {
-                Answer::Reply(error) => {
-                    if let Err(turn) = self.reply(request_id(message), error, payload) {
-                        return turn;
-                    }
-                }
-                Answer::Later => {
-                    let deadline = Instant::now() + super::server::DEFER_LIMIT;
-                    self.deferred = Some(Deferred {
-                        message: std::mem::take(message),
-                        deadline,
-                    });
-                    return Turn::Deferred;
-                }
+            // Most turns are one request: they do not look at the clock.
+            if number == 1 {
+                since = Some(Instant::now());
+            }
+            let answer = ask(service, &self.client, false, scratch);
+            if let Err(turn) = self.answered(answer, scratch) {
+                return turn;
+            }
+            if since.is_some_and(|since| since.elapsed() >= TURN) {
+                break;
             }
         }
+        self.rest()
+    }
+
+    /// Whether requests are left.
+    fn rest(&self) -> Turn {
         if self.rings.has_request() {
             Turn::More
         } else {
             Turn::Idle
+        }
+    }
+
+    /// Sends the answer to the request in `scratch`, or notes that it comes later.
+    fn answered(&mut self, answer: Answer, scratch: &Scratch) -> Result<(), Turn> {
+        let Scratch { message, payload } = scratch;
+        let id = request_id(message);
+        match answer {
+            Answer::Reply(error) => self.reply(id, error, payload),
+            Answer::Later => {
+                self.waiting = Some(Waiting::Later {
+                    message: request_alone(message).to_vec(),
+                    deadline: Instant::now() + super::server::DEFER_LIMIT,
+                });
+                Err(Turn::Deferred)
+            }
+            Answer::Work(work) => {
+                self.waiting = Some(Waiting::Work { id, work });
+                Err(Turn::Working)
+            }
         }
     }
 
@@ -154,28 +204,48 @@ impl Connection {
         scratch: &mut Scratch,
         last: bool,
     ) -> Turn {
-        let Some(deferred) = self.deferred.take() else {
+        match self.waiting.take() {
+            Some(Waiting::Later { message, deadline }) => {
+                scratch.message = message;
+                let answer = match ask(service, &self.client, last, scratch) {
+                    Answer::Later if last => Answer::Reply(-libc::EIO),
+                    Answer::Later => {
+                        let message = std::mem::take(&mut scratch.message);
+                        self.waiting = Some(Waiting::Later { message, deadline });
+                        return Turn::Deferred;
+                    }
+                    answer => answer,
+                };
+                match self.answered(answer, scratch) {
+                    Ok(()) => self.requests(service, scratch),
+                    Err(turn) => turn,
+                }
+            }
+            other => {
+                self.waiting = other;
+                Turn::Idle
+            }
+        }
+    }
+
+    /// Does a piece of the work for a request.
+    pub fn go_on(&mut self, scratch: &mut Scratch) -> Turn {
+        let Some(Waiting::Work { id, work }) = &mut self.waiting else {
             return Turn::Idle;
         };
-        let error = match ask(
-            service,
-            &self.client,
-            &deferred.message,
-            last,
-            &mut scratch.payload,
-        ) {
-            Answer::Reply(error) => error,
-            Answer::Later if last => -libc::EIO,
-            Answer::Later => {
-                self.deferred = Some(deferred);
-                return Turn::Deferred;
-            }
+        let id = *id;
+        let payload = scratch.payload();
+        let done = contain("answering a request", || work.go_on(payload));
+        let error = match done {
+            Some(None) => return Turn::Working,
+            Some(Some(error)) => error,
+            None => -libc::EIO,
         };
-        if let Err(turn) = self.reply(request_id(&deferred.message), error, &scratch.payload) {
-            return turn;
+        self.waiting = None;
+        match self.reply(id, error, &scratch.payload) {
+            Ok(()) => self.rest(),
+            Err(turn) => turn,
         }
-        scratch.message = deferred.message;
-        self.requests(service, scratch)
     }
 
     /// Ends the connection for the client; files and mappings go when self is dropped.
@@ -213,23 +283,20 @@ fn request_id(message: &[u8]) -> i32 {
         .map_or(0, |id| i32::from_le_bytes(*id))
 }
 
-/// One question to the service. A panic there costs this answer, not the service of everybody.
-fn ask(
-    service: &mut dyn Service,
-    client: &Client,
-    message: &[u8],
-    last: bool,
-    payload: &mut Vec<u8>,
-) -> Answer {
-    if payload.capacity() > KEEP_BUFFER {
-        *payload = Vec::new();
-    }
-    payload.clear();
-    catch_unwind(AssertUnwindSafe(|| {
+/// The request without what stands behind its end.
+fn request_alone(message: &[u8]) -> &[u8] {
+    let size = message.get(8..).and_then(|rest| rest.first_chunk::<4>());
+    let size = size.map_or(0, |size| u32::from_le_bytes(*size) as usize);
+    // A request that claims to be longer than it is, is refused at once.
+    &message[..size.clamp(HEADER.min(message.len()), message.len())]
+}
+
+/// One question to the service. A panic there costs this answer.
+fn ask(service: &mut dyn Service, client: &Client, last: bool, scratch: &mut Scratch) -> Answer {
+    scratch.payload();
+    let Scratch { message, payload } = scratch;
+    contain("answering a request", || {
         service.handle(client, message, last, payload)
-    }))
-    .unwrap_or_else(|_| {
-        tracing::error!(target: "ipcs", "request {} failed: internal error", request_id(message));
-        Answer::Reply(-libc::EIO)
     })
+    .unwrap_or(Answer::Reply(-libc::EIO))
 }

@@ -12,6 +12,10 @@ pub const HEADER: usize = 16;
 /// Size of key and node name fields in bytes.
 const NAME: usize = 256;
 
+/// Most bytes of property names in a request, their NULs included: 255 names have room, and requests
+/// that wait for their turn take little memory. The longest name PVE asks for has some 20 bytes.
+const MAX_NAMES: usize = 16 << 10;
+
 /// Why a request is refused before it is looked into any further.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
@@ -204,7 +208,8 @@ fn guests(payload: &[u8]) -> Result<Guests, Refusal> {
 
 fn get_property(payload: &[u8]) -> Result<Request<'_>, Refusal> {
     let guests = guests(payload)?;
-    let name = payload.get(4..).filter(|name| !name.is_empty());
+    let name = payload.get(4..);
+    let name = name.filter(|name| (1..=MAX_NAMES).contains(&name.len()));
     let names = name.map(|name| PropertyNames::new([forced_c_string(name)]));
     Ok(Request::GetGuestProperties { guests, names })
 }
@@ -220,10 +225,10 @@ fn get_properties(payload: &[u8]) -> Result<Request<'_>, Refusal> {
     })
 }
 
-/// Exactly `count` C strings, at least one, each beginning with `a` to `z`, and nothing else.
+/// Exactly `count` C strings, at least one, of [`MAX_NAMES`] bytes together, each beginning with `a` to `z`, and nothing else.
 fn property_names(count: usize, strings: &[u8]) -> Option<PropertyNames> {
     let (last, names) = strings.split_last()?;
-    if *last != 0 || count == 0 {
+    if *last != 0 || count == 0 || strings.len() > MAX_NAMES {
         return None;
     }
     let names: Vec<&[u8]> = names.split(|byte| *byte == 0).collect();

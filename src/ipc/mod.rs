@@ -1,5 +1,6 @@
 //! The libqb shared-memory service `pve2`: [`server`] is the transport, [`service`] what it answers.
 
+mod address;
 mod cleanup;
 mod connection;
 mod greeting;
@@ -22,16 +23,25 @@ pub struct Client {
 }
 
 /// What the service says to a request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Answer {
     /// 0 or -errno; the payload stands in the buffer (ignored unless the value is 0).
     Reply(i32),
     /// Not yet: ask again with the same request when the server is woken, or when the bounded
-    /// wait of the server is over (`last` is then true and the answer must be a reply).
+    /// wait of the server is over (`last` is then true and the answer must not be `Later`).
     Later,
+    /// Takes longer than others may have to wait: to be worked off in pieces.
+    Work(Box<dyn Work>),
 }
 
-/// Answers requests. Called from the one IPC thread; must not block.
+/// A request that takes long.
+pub trait Work: Send {
+    /// Does a piece, of less than a millisecond. `Some`: done, 0 or -errno; the payload was appended
+    /// to `out`, which is empty at each call.
+    fn go_on(&mut self, out: &mut Vec<u8>) -> Option<i32>;
+}
+
+/// Answers requests. Called from the one IPC thread; must not block, nor work for longer than a
+/// millisecond or so.
 pub trait Service: Send {
     /// `message` is a private copy of the whole request, header included, at least 16 bytes.
     /// The payload of the answer is appended to `out`, which is empty.

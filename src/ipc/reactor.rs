@@ -19,13 +19,19 @@ use rustix::io::Errno;
 pub use admission::{MAX_FULL, MAX_HANDSHAKES, MAX_READ_ONLY};
 
 use super::Service;
-use super::connection::{Connection, Scratch, Turn};
+use super::address::Listener;
+use super::connection::{Connection, Scratch, TURN, Turn};
 use super::peers::{Peer, Peers, Token};
 use super::ring::files::Shm;
-use super::server::{Listener, Shared};
+use super::server::Shared;
+use crate::failure;
 use crate::log_limit::LogLimit;
 
-const EVENTS: usize = 64;
+/// All clients of www-data and as many others: those of root are seen whoever else is ready.
+const EVENTS: usize = 1024;
+/// Places in [`Reactor::pending`] and [`Reactor::work`]: root's, who comes first, and the others'.
+const ROOT: usize = 0;
+const OTHERS: usize = 1;
 /// Lines a client can cause, in so much time.
 const LOG_LINES: u32 = 20;
 const LOG_WINDOW: Duration = Duration::from_secs(10);
@@ -33,9 +39,19 @@ const LOG_WINDOW: Duration = Duration::from_secs(10);
 const LISTENER: u64 = u64::MAX;
 const WAKER: u64 = u64::MAX - 1;
 
+/// Whose requests come first.
+fn class(connection: &Connection) -> usize {
+    if connection.client().read_only {
+        OTHERS
+    } else {
+        ROOT
+    }
+}
+
 pub(super) struct Reactor {
     epoll: OwnedFd,
-    listener: Listener,
+    /// None before [`Reactor::run`].
+    listener: Option<Listener>,
     /// Accepting goes on at this time.
     paused: Option<Instant>,
     shm: Arc<Shm>,
@@ -46,8 +62,11 @@ pub(super) struct Reactor {
     peers: Peers,
     /// Unfinished handshakes, oldest first; tokens of finished ones are stale and skipped.
     greetings: VecDeque<(Token, Instant)>,
-    /// Connections with requests left over from their last turn.
-    pending: Vec<Token>,
+    /// Connections that have, or may have, requests.
+    pending: [VecDeque<Token>; 2],
+    /// Connections whose request is worked off in pieces, one after the other: those that wait take
+    /// little memory.
+    work: [VecDeque<Token>; 2],
     deferred: Vec<Token>,
     /// Number of the last connection.
     counter: u64,
@@ -59,7 +78,6 @@ pub(super) struct Reactor {
 
 impl Reactor {
     pub(super) fn new(
-        listener: Listener,
         shm: Arc<Shm>,
         shared: Arc<Shared>,
         www_gid: u32,
@@ -68,19 +86,13 @@ impl Reactor {
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
         epoll::add(
             &epoll,
-            &listener.socket,
-            EventData::new_u64(LISTENER),
-            EventFlags::IN,
-        )?;
-        epoll::add(
-            &epoll,
             &shared.event,
             EventData::new_u64(WAKER),
             EventFlags::IN,
         )?;
         Ok(Self {
             epoll,
-            listener,
+            listener: None,
             paused: None,
             shm,
             shared,
@@ -89,7 +101,8 @@ impl Reactor {
             scratch: Scratch::default(),
             peers: Peers::default(),
             greetings: VecDeque::new(),
-            pending: Vec::new(),
+            pending: Default::default(),
+            work: Default::default(),
             deferred: Vec::new(),
             counter: 0,
             read_only: 0,
@@ -100,7 +113,12 @@ impl Reactor {
     }
 
     /// Serves until told to stop.
-    pub(super) fn run(mut self) {
+    pub(super) fn run(mut self, listener: Listener) {
+        let data = EventData::new_u64(LISTENER);
+        if let Err(error) = epoll::add(&self.epoll, &listener.socket, data, EventFlags::IN) {
+            failure::end(format_args!("epoll of the IPC service failed: {error}"));
+        }
+        self.listener = Some(listener);
         let mut space = [MaybeUninit::<Event>::uninit(); EVENTS];
         while !self.shared.stop.load(Ordering::Relaxed) {
             let timeout = self.timeout();
@@ -108,14 +126,13 @@ impl Reactor {
                 Ok((events, _)) => events,
                 Err(Errno::INTR) => continue,
                 Err(error) => {
-                    tracing::error!(target: "ipcs", "epoll failed, no service any more: {error}");
-                    break;
+                    failure::end(format_args!("epoll of the IPC service failed: {error}"))
                 }
             };
-            let mut woken = false;
+            let (mut woken, mut knocked) = (false, false);
             for event in events {
                 match event.data.u64() {
-                    LISTENER => self.accept(),
+                    LISTENER => knocked = true,
                     WAKER => {
                         let _ = rustix::io::read(&self.shared.event, &mut [0u8; 8]);
                         self.shared.signalled.store(false, Ordering::SeqCst);
@@ -124,12 +141,15 @@ impl Reactor {
                     token => self.ready(Token::from_u64(token), event.flags),
                 }
             }
-            for token in std::mem::take(&mut self.pending) {
-                self.turn(token, Connection::requests);
-            }
+            self.serve_root();
             if !self.deferred.is_empty() {
                 self.ask_deferred(woken);
             }
+            if knocked {
+                self.accept();
+            }
+            self.serve_others();
+            self.work();
             if !self.greetings.is_empty() || self.paused.is_some() {
                 self.expire(Instant::now());
             }
@@ -137,9 +157,57 @@ impl Reactor {
         self.shut_down();
     }
 
+    /// A turn for each connection of root that has requests.
+    fn serve_root(&mut self) {
+        for _ in 0..self.pending[ROOT].len() {
+            if let Some(token) = self.pending[ROOT].pop_front() {
+                self.turn(token);
+            }
+        }
+    }
+
+    /// The same for the others, at least one of them, as long as root does not wait too long.
+    fn serve_others(&mut self) {
+        let mut since = None;
+        for _ in 0..self.pending[OTHERS].len() {
+            let Some(token) = self.pending[OTHERS].pop_front() else {
+                return;
+            };
+            // A turn alone needs no clock.
+            if since.is_none() && !self.pending[OTHERS].is_empty() {
+                since = Some(Instant::now());
+            }
+            self.turn(token);
+            if since.is_some_and(|since| since.elapsed() >= TURN) {
+                return;
+            }
+        }
+    }
+
+    /// A piece of the first work, root's before the others'.
+    fn work(&mut self) {
+        for class in [ROOT, OTHERS] {
+            while let Some(token) = self.work[class].front().copied() {
+                if let Some(Peer::Connected(connection)) = self.peers.get_mut(token) {
+                    if connection.is_working() {
+                        let result = connection.go_on(&mut self.scratch);
+                        if result != Turn::Working {
+                            self.work[class].pop_front();
+                            self.after(token, result, true);
+                        }
+                        return;
+                    }
+                }
+                // The client has gone.
+                self.work[class].pop_front();
+            }
+        }
+    }
+
     /// How long there is nothing to do without an event.
     fn timeout(&self) -> Option<Timespec> {
-        if !self.pending.is_empty() {
+        let busy = self.pending.iter().chain(&self.work);
+        if busy.into_iter().any(|queue| !queue.is_empty()) {
             return Some(Timespec {
                 tv_sec: 0,
                 tv_nsec: 0,
@@ -168,32 +236,46 @@ impl Reactor {
             Some(Peer::Connected(_)) if flags.intersects(EventFlags::HUP | EventFlags::ERR) => {
                 self.disconnect(token, None);
             }
-            Some(Peer::Connected(_)) => self.turn(token, Connection::readable),
+            Some(Peer::Connected(_)) => self.enqueue(token),
+        }
+    }
+
+    /// Has the connection get its turn.
+    fn enqueue(&mut self, token: Token) {
+        if let Some(Peer::Connected(connection)) = self.peers.get_mut(token) {
+            if !std::mem::replace(&mut connection.queued, true) {
+                let class = class(connection);
+                self.pending[class].push_back(token);
+            }
         }
     }
 
     /// Lets a connection do something and sees to what follows from it.
-    fn turn(
-        &mut self,
-        token: Token,
-        step: fn(&mut Connection, &mut dyn Service, &mut Scratch) -> Turn,
-    ) {
+    fn turn(&mut self, token: Token) {
         let Some(Peer::Connected(connection)) = self.peers.get_mut(token) else {
             return;
         };
-        let was_deferred = connection.deadline().is_some();
-        let result = step(connection, &mut *self.service, &mut self.scratch);
-        self.after(token, result, was_deferred);
+        connection.queued = false;
+        let waited = connection.deadline().is_some() || connection.is_working();
+        let result = connection.readable(&mut *self.service, &mut self.scratch);
+        self.after(token, result, waited);
     }
 
-    fn after(&mut self, token: Token, result: Turn, was_deferred: bool) {
+    /// `waited`: the connection stands in the list of those that wait.
+    fn after(&mut self, token: Token, result: Turn, waited: bool) {
         match result {
             Turn::Idle => {}
-            Turn::More if self.pending.contains(&token) => {}
-            Turn::More => self.pending.push(token),
-            Turn::Deferred if was_deferred => {}
+            Turn::More => self.enqueue(token),
+            Turn::Deferred | Turn::Working if waited => {}
             Turn::Deferred => self.defer(token),
+            Turn::Working => self.enter_work(token),
             Turn::Close(reason) => self.disconnect(token, reason),
+        }
+    }
+
+    fn enter_work(&mut self, token: Token) {
+        if let Some(Peer::Connected(connection)) = self.peers.get(token) {
+            self.work[class(connection)].push_back(token);
         }
     }
 
@@ -226,9 +308,11 @@ impl Reactor {
         let Some(Peer::Connected(connection)) = self.peers.get_mut(token) else {
             return;
         };
-        let result = connection.ask_again(&mut *self.service, &mut self.scratch, last);
-        // A request behind the answered one may be deferred in turn: the token stands in the list.
-        self.after(token, result, true);
+        match connection.ask_again(&mut *self.service, &mut self.scratch, last) {
+            Turn::Working => self.enter_work(token),
+            // A request behind the answered one may be deferred in turn: the token stands in the list.
+            result => self.after(token, result, true),
+        }
         self.forget_answered();
     }
 

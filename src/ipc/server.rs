@@ -4,7 +4,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -12,54 +12,35 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
-use rustix::fs::{CWD, Mode, chmodat, unlinkat};
 use rustix::io::Errno;
-use rustix::net::sockopt::set_socket_passcred;
-use rustix::net::{
-    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
-};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use super::address::{Address, Listener};
 use super::reactor::{MAX_FULL, MAX_HANDSHAKES, MAX_READ_ONLY, Reactor};
 use super::ring::files::Shm;
 use super::{Service, cleanup};
 
 /// How long an answer may be put off with [`super::Answer::Later`].
 pub const DEFER_LIMIT: Duration = Duration::from_millis(100);
-/// How long [`ServerHandle::stop`] waits for the thread.
-const STOP_LIMIT: Duration = Duration::from_millis(100);
+/// How long [`ServerHandle::stop`] waits for the thread, which may have the files of thousands of
+/// clients to remove.
+const STOP_LIMIT: Duration = Duration::from_secs(1);
 /// When this exists, libqb uses sockets with a place in the file system.
 const FORCE_FILE: &str = "/etc/libqb/force-filesystem-sockets";
 /// Where libqb has them then.
 const SOCKET_DIR: &str = "/var/run";
-/// `sun_path` of an abstract socket without its leading NUL.
-const ABSTRACT_NAME_LEN: usize = 107;
-const BACKLOG: i32 = 128;
 /// Longest service name; keeps every path far below the 4096 bytes of its field.
 const MAX_NAME: usize = 64;
 
-/// A service name that is taken, with clients queueing, and not yet served.
+/// A service that is not yet served, with clients queueing if the name was free.
 #[derive(Debug)]
 pub struct Server {
-    listener: Listener,
+    address: Address,
+    /// None while another process has the name.
+    listener: Option<Listener>,
     shm: Arc<Shm>,
     shared: Arc<Shared>,
     www_gid: u32,
-}
-
-/// The listening socket; removes its file when dropped.
-#[derive(Debug)]
-pub(super) struct Listener {
-    pub(super) socket: OwnedFd,
-    path: Option<PathBuf>,
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        if let Some(path) = &self.path {
-            let _ = unlinkat(CWD, path, rustix::fs::AtFlags::empty());
-        }
-    }
 }
 
 /// What other threads share with the server's.
@@ -100,11 +81,12 @@ impl Waker {
 
 impl Server {
     /// Takes the service name and removes from `/dev/shm` what dead servers of that name left.
-    /// Members of group `www_gid` get read-only connections.
+    /// Members of group `www_gid` get read-only connections. Another process that has the name is
+    /// named in the log; the service begins when it gives it back.
     ///
     /// # Errors
-    /// `EADDRINUSE` when another process serves that name; `EINVAL` for a name that is empty,
-    /// longer than 64 bytes or not made of letters, digits, `_`, `-` and `.`.
+    /// `EINVAL` for a name that is empty, longer than 64 bytes or not made of letters, digits, `_`,
+    /// `-` and `.`; what the system says.
     pub fn bind(name: &str, www_gid: u32) -> io::Result<Self> {
         let place = Path::new(FORCE_FILE)
             .exists()
@@ -118,12 +100,16 @@ impl Server {
         if name.is_empty() || name.len() > MAX_NAME || !name.bytes().all(good) {
             return Err(Errno::INVAL.into());
         }
-        let listener = listen_on(place, name)?;
+        let address = Address::new(place, name);
+        let listener = address.listen()?;
         let shm = Shm::open(name)?;
         match cleanup::remove_stale(shm.dir(), name, std::process::id()) {
             Ok(0) => {}
             Ok(n) => tracing::info!(target: "ipcs", "removed {n} directories of dead servers"),
             Err(error) => tracing::warn!(target: "ipcs", "cannot clean /dev/shm: {error}"),
+        }
+        if listener.is_none() {
+            address.complain();
         }
         raise_file_limit();
         let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
@@ -134,6 +120,7 @@ impl Server {
             deferred: AtomicUsize::new(0),
         });
         Ok(Self {
+            address,
             listener,
             shm: Arc::new(shm),
             shared,
@@ -152,18 +139,22 @@ impl Server {
     /// When the thread or its epoll descriptor cannot be made.
     pub fn spawn(self, service: Box<dyn Service>) -> io::Result<ServerHandle> {
         let Self {
+            address,
             listener,
             shm,
             shared,
             www_gid,
         } = self;
-        let reactor = Reactor::new(listener, shm, Arc::clone(&shared), www_gid, service)?;
+        let reactor = Reactor::new(shm, Arc::clone(&shared), www_gid, service)?;
         let (ended, end) = channel::<()>();
+        let waiting = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
             .name("ipc".into())
             .spawn(move || {
                 let _ended = ended;
-                reactor.run();
+                if let Some(listener) = listener.or_else(|| address.wait(&waiting)) {
+                    reactor.run(listener);
+                }
             })?;
         Ok(ServerHandle {
             shared,
@@ -188,7 +179,7 @@ impl ServerHandle {
         Waker(Arc::clone(&self.shared))
     }
 
-    /// Gives the name back, disconnects all clients and removes their files. Waits at most 100 ms
+    /// Gives the name back, disconnects all clients and removes their files. Waits at most 1 s
     /// (only a service that blocks can make it longer; the thread is then left to itself).
     pub fn stop(mut self) {
         self.end();
@@ -214,50 +205,6 @@ impl Drop for ServerHandle {
     fn drop(&mut self) {
         self.end();
     }
-}
-
-fn listen_on(place: Option<&Path>, name: &str) -> io::Result<Listener> {
-    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    let path = place.map(|dir| dir.join(name));
-    match &path {
-        None => {
-            let mut padded = [0u8; ABSTRACT_NAME_LEN];
-            padded[..name.len()].copy_from_slice(name.as_bytes());
-            bind(&socket, &SocketAddrUnix::new_abstract_name(&padded)?)?;
-        }
-        Some(path) => {
-            let address = SocketAddrUnix::new(path)?;
-            if served(&address)? {
-                return Err(Errno::ADDRINUSE.into());
-            }
-            match unlinkat(CWD, path, rustix::fs::AtFlags::empty()) {
-                Ok(()) | Err(Errno::NOENT) => {}
-                Err(error) => return Err(error.into()),
-            }
-            bind(&socket, &address)?;
-            // Everybody may connect, as with an abstract socket; the handshake decides.
-            chmodat(
-                CWD,
-                path,
-                Mode::from_raw_mode(0o777),
-                rustix::fs::AtFlags::empty(),
-            )?;
-        }
-    }
-    set_socket_passcred(&socket, true)?;
-    listen(&socket, BACKLOG)?;
-    Ok(Listener { socket, path })
-}
-
-/// Whether somebody accepts connections at `address` (a file alone does not say so).
-fn served(address: &SocketAddrUnix) -> io::Result<bool> {
-    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-    let probe = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    Ok(matches!(
-        connect(&probe, address),
-        Ok(()) | Err(Errno::AGAIN)
-    ))
 }
 
 /// Two descriptors per connection: with the usual soft limit of 1024 the connections www-data may

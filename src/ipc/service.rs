@@ -3,11 +3,16 @@
 
 use std::sync::Arc;
 
+use parking_lot::Mutex;
+
+use super::handshake::MAX_MESSAGE_SIZE;
 use super::message::{Guests, Request};
-use super::{Answer, Client, Service};
+use super::{Answer, Client, Service, Work};
 use crate::memdb::TreePath;
 use crate::replica::{Clock, SharedTree};
-use crate::status::guest_props::{PropertyCache, PropertyNames, config_path};
+use crate::status::guest_props::{
+    AllGuests, OneGuest, PropertyCache, PropertyNames, TooLong, config_path,
+};
 use crate::status::{SetError, Status, token};
 
 /// Sends what clients change in the status to the other nodes. Results are not awaited.
@@ -43,6 +48,9 @@ impl Pending for NeverPending {
     }
 }
 
+/// The longest payload a client can take: nothing longer is made.
+const MAX_PAYLOAD: usize = MAX_MESSAGE_SIZE as usize - 24;
+
 /// Answers all operations from the tree and the status.
 pub struct ConfigService {
     tree: SharedTree,
@@ -50,12 +58,41 @@ pub struct ConfigService {
     replica: Arc<dyn StatusReplica>,
     pending: Arc<dyn Pending>,
     clock: Clock,
-    properties: PropertyCache,
+    properties: Arc<Mutex<PropertyCache>>,
     token_path: TreePath,
 }
 
 /// Outcome of one operation: 0 or a (positive) errno.
 type Outcome = Result<(), i32>;
+
+/// Appends the answer, if a message can hold it.
+fn put(out: &mut Vec<u8>, text: &[u8]) -> Outcome {
+    if text.len() > MAX_PAYLOAD {
+        return Err(libc::ENOBUFS);
+    }
+    out.extend_from_slice(text);
+    Ok(())
+}
+
+fn reply(outcome: Outcome) -> Answer {
+    Answer::Reply(outcome.map_or_else(|errno| -errno, |()| 0))
+}
+
+fn finish(outcome: Result<(), TooLong>) -> i32 {
+    outcome.map_or(-libc::ENOBUFS, |()| 0)
+}
+
+impl Work for AllGuests {
+    fn go_on(&mut self, out: &mut Vec<u8>) -> Option<i32> {
+        AllGuests::go_on(self, out).map(finish)
+    }
+}
+
+impl Work for OneGuest {
+    fn go_on(&mut self, out: &mut Vec<u8>) -> Option<i32> {
+        OneGuest::go_on(self, out).map(finish)
+    }
+}
 
 impl ConfigService {
     /// A service on the given parts. `clock` gives the current time.
@@ -67,7 +104,7 @@ impl ConfigService {
         clock: Clock,
     ) -> Self {
         let token_path = TreePath::new(b"priv/token.cfg");
-        let properties = PropertyCache::default();
+        let properties = Arc::default();
         ConfigService {
             tree,
             status,
@@ -79,16 +116,19 @@ impl ConfigService {
         }
     }
 
-    fn answer(&mut self, client: &Client, request: Request<'_>, out: &mut Vec<u8>) -> Outcome {
+    fn answer(&self, client: &Client, request: Request<'_>, out: &mut Vec<u8>) -> Outcome {
         match request {
-            Request::FsVersion => out.extend_from_slice(&self.status.version_text()),
-            Request::ClusterInfo => out.extend_from_slice(&self.status.members_text()),
-            Request::GuestList => out.extend_from_slice(&self.status.vmlist_text()),
-            Request::SetStatus { key, value } => self.set_status(key, value)?,
-            Request::GetStatus { key, node } => {
-                out.extend_from_slice(&self.status.get_kv(key, node).ok_or(libc::ENOENT)?);
+            Request::FsVersion => put(out, &self.status.version_text()),
+            Request::ClusterInfo => put(out, &self.status.members_text()),
+            Request::GuestList => {
+                let text = self.status.vmlist_text_within(MAX_PAYLOAD);
+                put(out, &text.ok_or(libc::ENOBUFS)?)
             }
-            Request::GetConfig { path } => out.extend_from_slice(&self.config(&path)?),
+            Request::SetStatus { key, value } => self.set_status(key, value),
+            Request::GetStatus { key, node } => {
+                put(out, &self.status.get_kv(key, node).ok_or(libc::ENOENT)?)
+            }
+            Request::GetConfig { path } => put(out, &self.config(&path)?),
             Request::LogClusterMsg {
                 priority,
                 ident,
@@ -101,24 +141,28 @@ impl ConfigService {
                 if let Some(entry) = self.status.log(ident, tag, pid, priority, message, now) {
                     self.replica.log_entry(&entry);
                 }
+                Ok(())
             }
             Request::GetClusterLog { max, user } => {
-                out.extend_from_slice(&self.status.clusterlog_text(user, max));
+                put(out, &self.status.clusterlog_text(user, max))
             }
             Request::GetRrdDump => {
-                out.extend_from_slice(&self.status.rrd_text((self.clock)()));
+                let text = self.status.rrd_text_within((self.clock)(), MAX_PAYLOAD - 1);
+                put(out, &text.ok_or(libc::ENOBUFS)?)?;
                 // Always: clients take an empty answer for a failure.
                 out.push(0);
+                Ok(())
             }
-            Request::GetGuestProperties { guests, names } => self.properties(guests, names, out)?,
             Request::VerifyToken { token } => {
                 let file = self.config(&self.token_path)?;
                 if !token::verify(&file, token) {
                     return Err(libc::ENOENT);
                 }
+                Ok(())
             }
+            // Answered by `properties`.
+            Request::GetGuestProperties { .. } => Err(libc::ECHRNG),
         }
-        Ok(())
     }
 
     /// Content of a regular file.
@@ -138,33 +182,42 @@ impl ConfigService {
         Ok(())
     }
 
+    /// Short ones are answered at once, the others in pieces.
     fn properties(
-        &mut self,
+        &self,
         guests: Guests,
         names: Option<PropertyNames>,
         out: &mut Vec<u8>,
-    ) -> Outcome {
-        match guests {
-            Guests::All => {
-                let names = names.ok_or(libc::EINVAL)?;
-                let (list, version) = self.status.guests();
-                out.extend_from_slice(&self.properties.all(&names, &self.tree, &list, version));
-            }
-            Guests::One(vmid) => {
-                let config = {
-                    let tree = self.tree.read();
-                    let guest = tree.guest(vmid).ok_or(libc::ENOENT)?;
-                    tree.read(&config_path(vmid, guest)).map(Arc::clone)
-                };
-                let names = names.ok_or(libc::EINVAL)?;
-                // The C daemon cannot tell an empty file from one that it failed to read.
-                let config = config
-                    .filter(|config| !config.is_empty())
-                    .ok_or(libc::EIO)?;
-                out.extend_from_slice(&names.answer_one(vmid, &config));
-            }
-        }
-        Ok(())
+    ) -> Result<Answer, i32> {
+        let Guests::One(vmid) = guests else {
+            let names = names.ok_or(libc::EINVAL)?;
+            let query = AllGuests::new(
+                names,
+                Arc::clone(&self.tree),
+                Arc::clone(&self.status),
+                Arc::clone(&self.properties),
+                MAX_PAYLOAD,
+            );
+            return Ok(match query.known() {
+                Some(text) => reply(put(out, &text)),
+                None => Answer::Work(Box::new(query)),
+            });
+        };
+        let config = {
+            let tree = self.tree.read();
+            let guest = tree.guest(vmid).ok_or(libc::ENOENT)?;
+            tree.read(&config_path(vmid, guest)).map(Arc::clone)
+        };
+        let names = names.ok_or(libc::EINVAL)?;
+        // The C daemon cannot tell an empty file from one that it failed to read.
+        let config = config
+            .filter(|config| !config.is_empty())
+            .ok_or(libc::EIO)?;
+        let mut query = OneGuest::new(names, vmid, config, MAX_PAYLOAD);
+        Ok(match query.go_on(out) {
+            Some(outcome) => Answer::Reply(finish(outcome)),
+            None => Answer::Work(Box::new(query)),
+        })
     }
 }
 
@@ -191,9 +244,11 @@ impl Service for ConfigService {
         if !last && shows_announcements(&request) && self.pending.pending() {
             return Answer::Later;
         }
-        match self.answer(client, request, out) {
-            Ok(()) => Answer::Reply(0),
-            Err(errno) => Answer::Reply(-errno),
+        match request {
+            Request::GetGuestProperties { guests, names } => self
+                .properties(guests, names, out)
+                .unwrap_or_else(|errno| Answer::Reply(-errno)),
+            request => reply(self.answer(client, request, out)),
         }
     }
 }
@@ -286,8 +341,24 @@ mod tests {
         .concat()
     }
 
-    fn ask(service: &mut ConfigService, id: i32, payload: &[u8]) -> Answer {
-        service.handle(&ROOT, &message(id, payload), true, &mut Vec::new())
+    /// The result; none if there is to be asked again.
+    fn end(answer: Answer, out: &mut Vec<u8>) -> Option<i32> {
+        match answer {
+            Answer::Reply(error) => Some(error),
+            Answer::Later => None,
+            Answer::Work(mut work) => loop {
+                out.clear();
+                if let Some(error) = work.go_on(out) {
+                    return Some(error);
+                }
+            },
+        }
+    }
+
+    fn ask(service: &mut ConfigService, id: i32, payload: &[u8]) -> i32 {
+        let mut out = Vec::new();
+        let answer = service.handle(&ROOT, &message(id, payload), true, &mut out);
+        end(answer, &mut out).unwrap()
     }
 
     #[test]
@@ -306,12 +377,10 @@ mod tests {
         ] {
             let mut out = Vec::new();
             let answer = service.handle(&ROOT, &message, false, &mut out);
-            assert_eq!(answer == Answer::Later, waits);
+            assert_eq!(matches!(answer, Answer::Later), waits);
             assert!(!waits || out.is_empty());
-            assert_ne!(
-                service.handle(&ROOT, &message, true, &mut out),
-                Answer::Later
-            );
+            let answer = service.handle(&ROOT, &message, true, &mut out);
+            assert!(!matches!(answer, Answer::Later));
         }
     }
 
@@ -323,29 +392,14 @@ mod tests {
             field.resize(256, 0);
             field
         };
-        assert_eq!(
-            ask(&mut service, 4, &[&key("k")[..], b"v"].concat()),
-            Answer::Reply(0)
-        );
-        assert_eq!(ask(&mut service, 4, &key("k")), Answer::Reply(0));
-        assert_eq!(
-            ask(&mut service, 4, &key("nodeip")),
-            Answer::Reply(-libc::ENOMEM)
-        );
-        assert_eq!(
-            ask(&mut service, 4, &key("rrd/x")),
-            Answer::Reply(-libc::ENOMEM)
-        );
+        assert_eq!(ask(&mut service, 4, &[&key("k")[..], b"v"].concat()), 0);
+        assert_eq!(ask(&mut service, 4, &key("k")), 0);
+        assert_eq!(ask(&mut service, 4, &key("nodeip")), -libc::ENOMEM);
+        assert_eq!(ask(&mut service, 4, &key("rrd/x")), -libc::ENOMEM);
         let expected = [(b"k".to_vec(), b"v".to_vec()), (b"k".to_vec(), Vec::new())];
         assert_eq!(*sent.updates.lock(), expected);
-        assert_eq!(
-            ask(&mut service, 7, b"\x06\x02\x02i\0t\0m\0"),
-            Answer::Reply(0)
-        );
-        assert_eq!(
-            ask(&mut service, 7, b"\x08\x02\x02i\0t\0m\0"),
-            Answer::Reply(0)
-        );
+        assert_eq!(ask(&mut service, 7, b"\x06\x02\x02i\0t\0m\0"), 0);
+        assert_eq!(ask(&mut service, 7, b"\x08\x02\x02i\0t\0m\0"), 0);
         assert_eq!(sent.entries.lock().len(), 1);
         assert_eq!(sent.entries.lock()[0].len(), 48 + 2 + 2 + 2 + 2);
     }
@@ -361,7 +415,7 @@ mod tests {
             let client = Client { read_only, ..ROOT };
             let mut out = Vec::new();
             let answer = service.handle(&client, &message(id, &payload), true, &mut out);
-            let Answer::Reply(error) = answer else { panic!("waits at the last call") };
+            let error = end(answer, &mut out).expect("an answer at the last call");
             prop_assert!(error <= 0);
             prop_assert!(error == 0 || out.is_empty());
         }

@@ -11,7 +11,6 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::thread::JoinHandle;
@@ -108,15 +107,11 @@ impl Shared {
         self.new_job.notify_one();
     }
 
-    /// Announces. A panic in there must not end all announcements.
     fn tell(&self, news: News) {
-        let tell = || match news {
+        match news {
             News::None => {}
             News::Effects(effects) => (self.sink)(&effects),
             News::Call(call) => call(),
-        };
-        if catch_unwind(AssertUnwindSafe(tell)).is_err() {
-            tracing::error!(target: "status", "bug: panic while announcing a change");
         }
     }
 }

@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 
 use super::announce::Announcer;
 use super::{Applied, Clock, Done, Observer, Replica, SharedTree};
+use crate::failure::uninterrupted;
 use crate::memdb::{Change, Effects, Error, Op};
 use crate::store::StoreHandle;
 
@@ -65,9 +66,11 @@ impl LocalReplica {
     fn apply(&self, op: &Op, done: Done) {
         let now = (self.parts.clock)();
         let mut tree = self.parts.tree.write();
+        let whole = uninterrupted();
         let change = match tree.apply_local(op, now) {
             Ok(change) => change,
             Err(err) => {
+                drop(whole);
                 drop(tree);
                 return done(Err(err));
             }
@@ -84,6 +87,7 @@ impl LocalReplica {
             change,
             Box::new(move |stored| finish(stored.map(|()| applied), announce, &announcer, done)),
         );
+        drop(whole);
         drop(tree);
         queued.write();
     }
@@ -119,5 +123,62 @@ fn finish(
             keep();
         }
         None => done(result),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use parking_lot::RwLock;
+
+    use super::*;
+    use crate::failure::contain;
+    use crate::failure::scene::{ended_by, test_process};
+    use crate::memdb::TreePath;
+    use crate::store::Store;
+
+    /// Stands for a bug in the middle of a change.
+    struct Fails;
+
+    impl Observer for Fails {
+        fn applied(&self, change: &Change) {
+            panic!("on purpose: {}", change.inode);
+        }
+    }
+
+    #[test]
+    fn half_a_change_is_neither_served_nor_written() {
+        let dir = std::env::temp_dir().join(format!("half-a-change-{}", test_process()));
+        let file = dir.join("config.db");
+        let name = "replica::local::tests::half_a_change_is_neither_served_nor_written";
+        let create = |path: &[u8]| Op::Create {
+            path: TreePath::new(path),
+        };
+        let signal = ended_by(name, || {
+            let _ = std::fs::remove_dir_all(&dir);
+            std::fs::create_dir(&dir).unwrap();
+            let (store, loaded) = Store::open(&file, 1).unwrap();
+            let replica = LocalReplica::new(Parts {
+                tree: Arc::new(RwLock::new(loaded.tree)),
+                store: store.spawn().unwrap(),
+                announcer: Announcer::start(Arc::new(|_| {})).unwrap(),
+                relevant: Arc::new(|_| false),
+                clock: Arc::new(|| 5),
+                quorate: true,
+            });
+            let (told, done) = std::sync::mpsc::channel();
+            let answer: Done = Box::new(move |result| told.send(result).unwrap());
+            replica.submit(create(b"whole"), answer);
+            assert!(done.recv().unwrap().is_ok());
+            replica.observe(Arc::new(Fails));
+            // As the request of a client.
+            contain("a request", || {
+                replica.submit(create(b"half"), Box::new(|_| {}))
+            });
+        });
+        assert_eq!(signal, Some(libc::SIGABRT));
+        let (_store, loaded) = Store::open(&file, 1).unwrap();
+        let known = |path: &[u8]| loaded.tree.lookup(&TreePath::new(path)).is_some();
+        assert!(known(b"whole") && !known(b"half"));
+        std::fs::remove_dir_all(&dir).unwrap();
     }
 }

@@ -17,6 +17,7 @@ use super::queue::{MAX_BYTES, MAX_VALUES, Queue, Update};
 use super::rrdcached::Timeouts;
 use super::writer::Writer;
 use super::{DOMAIN, LOG_LIMIT, may_log};
+use crate::failure::contain;
 use crate::log_limit::LogLimit;
 use crate::status::RrdSink;
 
@@ -216,10 +217,14 @@ impl Shared {
             .name("rrd".to_owned())
             .spawn(move || {
                 let _ended = Ended(&shared);
-                let mut writer = Writer::new(&shared.settings);
-                while let Some(batch) = shared.next() {
-                    writer.write(&batch, || shared.late());
-                }
+                // Files and values come from elsewhere: whatever they make of the thread, the next
+                // value starts it again.
+                contain("writing round-robin data", || {
+                    let mut writer = Writer::new(&shared.settings);
+                    while let Some(batch) = shared.next() {
+                        writer.write(&batch, || shared.late());
+                    }
+                });
             })
             .map(|_| ())
     }

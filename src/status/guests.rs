@@ -7,6 +7,9 @@ use std::sync::Arc;
 use super::json::push_u64;
 use crate::memdb::{GuestEvent, GuestType};
 
+/// The text about a guest has more bytes than this.
+pub(super) const MIN_ENTRY: usize = 40;
+
 /// Where a guest is registered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Guest {
@@ -133,6 +136,15 @@ mod tests {
              \"version\": 7 },\n\"101\": { \"node\": \"node1\", \"type\": \"lxc\", \"version\": 6 \
              }}\n\n}\n"
         );
+    }
+
+    #[test]
+    fn an_entry_has_a_least_size() {
+        let mut guests = Guests::default();
+        guests.apply(&set(1, "a", GuestType::Lxc));
+        let one = guests.text().len();
+        guests.apply(&set(2, "a", GuestType::Lxc));
+        assert!(guests.text().len() - one > MIN_ENTRY);
     }
 
     #[test]

@@ -20,21 +20,49 @@ pub fn push_u64(out: &mut Vec<u8>, mut value: u64) {
     out.extend_from_slice(&digits[at..]);
 }
 
+/// Stands for bytes that are not UTF-8: U+FFFD.
+const BROKEN: &[u8] = "\u{fffd}".as_bytes();
+/// Bytes escaped at a time before the length is looked at.
+const PART: usize = 4096;
+
 /// Appends the inside of a JSON string: `"` and `\` get a backslash, bytes below 0x20 become
 /// `\u00XX`, broken UTF-8 becomes U+FFFD, everything else stays raw.
 pub fn push_escaped(out: &mut Vec<u8>, text: &[u8]) {
-    push_valid_utf8(out, text, |out, part| {
-        let mut clean = 0;
-        for (i, &byte) in part.iter().enumerate() {
-            if byte >= 0x20 && byte != b'"' && byte != b'\\' {
-                continue;
+    push_escaped_within(out, text, usize::MAX);
+}
+
+/// As [`push_escaped`], but stops when `out` gets longer than `limit`, and tells so: false. What it
+/// has appended by then is of no use; it goes past the limit by some kilobytes at most.
+pub fn push_escaped_within(out: &mut Vec<u8>, text: &[u8], limit: usize) -> bool {
+    for chunk in text.utf8_chunks() {
+        // Only ASCII is escaped: characters may be cut in two here.
+        for part in chunk.valid().as_bytes().chunks(PART) {
+            push_escaped_part(out, part);
+            if out.len() > limit {
+                return false;
             }
-            out.extend_from_slice(&part[clean..i]);
-            push_escaped_byte(out, byte);
-            clean = i + 1;
         }
-        out.extend_from_slice(&part[clean..]);
-    });
+        if !chunk.invalid().is_empty() {
+            out.extend_from_slice(BROKEN);
+        }
+        if out.len() > limit {
+            return false;
+        }
+    }
+    true
+}
+
+fn push_escaped_part(out: &mut Vec<u8>, part: &[u8]) {
+    let mut clean = 0;
+    for (i, &byte) in part.iter().enumerate() {
+        if byte >= 0x20 && byte != b'"' && byte != b'\\' {
+            continue;
+        }
+        out.extend_from_slice(&part[clean..i]);
+        push_escaped_byte(out, byte);
+        clean = i + 1;
+    }
+    out.extend_from_slice(&part[clean..]);
 }
 
 /// Appends the inside of a JSON string for text that may hold JSON escapes already: a cluster log
@@ -44,28 +72,35 @@ pub fn push_escaped(out: &mut Vec<u8>, text: &[u8]) {
 /// the client unescaped. A backslash that starts no escape, a bare `"`, a control byte and half a
 /// surrogate pair (which JSON decoders refuse, too) are escaped.
 pub fn push_preescaped(out: &mut Vec<u8>, text: &[u8]) {
-    push_valid_utf8(out, text, |out, part| {
-        let mut i = 0;
-        while i < part.len() {
-            let len = if part[i] == b'\\' {
-                escape_len(&part[i..])
-            } else {
-                0
-            };
-            if len > 0 {
-                out.extend_from_slice(&part[i..i + len]);
-                i += len;
-                continue;
-            }
-            let byte = part[i];
-            if byte < 0x20 || byte == b'"' || byte == b'\\' {
-                push_escaped_byte(out, byte);
-            } else {
-                out.push(byte);
-            }
-            i += 1;
+    for chunk in text.utf8_chunks() {
+        push_preescaped_part(out, chunk.valid().as_bytes());
+        if !chunk.invalid().is_empty() {
+            out.extend_from_slice(BROKEN);
         }
-    });
+    }
+}
+
+fn push_preescaped_part(out: &mut Vec<u8>, part: &[u8]) {
+    let mut i = 0;
+    while i < part.len() {
+        let len = if part[i] == b'\\' {
+            escape_len(&part[i..])
+        } else {
+            0
+        };
+        if len > 0 {
+            out.extend_from_slice(&part[i..i + len]);
+            i += len;
+            continue;
+        }
+        let byte = part[i];
+        if byte < 0x20 || byte == b'"' || byte == b'\\' {
+            push_escaped_byte(out, byte);
+        } else {
+            out.push(byte);
+        }
+        i += 1;
+    }
 }
 
 fn push_escaped_byte(out: &mut Vec<u8>, byte: u8) {
@@ -76,16 +111,6 @@ fn push_escaped_byte(out: &mut Vec<u8>, byte: u8) {
         out.extend_from_slice(b"\\u00");
         out.push(HEX[usize::from(byte >> 4)]);
         out.push(HEX[usize::from(byte & 15)]);
-    }
-}
-
-/// Calls `push` for every valid stretch of `text`, and writes U+FFFD for the broken ones.
-fn push_valid_utf8(out: &mut Vec<u8>, text: &[u8], push: impl Fn(&mut Vec<u8>, &[u8])) {
-    for chunk in text.utf8_chunks() {
-        push(out, chunk.valid().as_bytes());
-        if !chunk.invalid().is_empty() {
-            out.extend_from_slice("\u{fffd}".as_bytes());
-        }
     }
 }
 
@@ -192,6 +217,16 @@ mod tests {
             if serde_json::from_str::<String>(&format!("\"{text}\"")).is_ok() {
                 prop_assert_eq!(inside, text);
             }
+        }
+
+        #[test]
+        fn a_limit_only_cuts(text in prop::collection::vec(any::<u8>(), 0..20_000), limit in 0usize..20_000) {
+            let mut out = Vec::new();
+            let whole = escaped(&text);
+            let fits = push_escaped_within(&mut out, &text, limit);
+            prop_assert!(whole.as_bytes().starts_with(&out));
+            prop_assert_eq!(fits, whole.len() <= limit);
+            prop_assert!(out.len() <= limit + 6 * PART + 3);
         }
 
         #[test]

@@ -9,9 +9,12 @@ use super::json::{push_escaped, push_u64};
 /// Largest value a client may set, in bytes (status.md 6.1).
 pub const MAX_VALUE: usize = 32_768;
 
-/// Most memory the keys and values of another node may take, in bytes: a hundred times what nodes
-/// have. Nobody checks what a node sends, and it stays until this daemon ends.
-pub(super) const MAX_REMOTE: usize = 32 << 20;
+/// Most memory the keys and values of one node may take, in bytes: a hundred times what nodes have.
+/// Nobody checks what a node sends, and it stays until this daemon ends.
+pub(super) const MAX_NODE: usize = 32 << 20;
+/// Most bytes of `.version` that tell of the keys of one node: thousands of keys. Every client reads
+/// that text, all nodes in one message of 1 MiB.
+const MAX_KEY_TEXT: usize = 128 << 10;
 /// Memory an entry takes beside its key and value, about.
 const OVERHEAD: usize = 96;
 
@@ -33,16 +36,31 @@ pub(super) struct KvTable {
     entries: BTreeMap<Box<[u8]>, Entry>,
     /// Size of all entries.
     bytes: usize,
+    /// Most bytes their keys take in `.version`.
+    key_text: usize,
+}
+
+/// Most bytes a key takes in `.version`: escaped, with its version and what stands around.
+fn key_text(key: &[u8]) -> usize {
+    let escaped = key.iter().map(|byte| match byte {
+        b'"' | b'\\' => 2,
+        0x20..=0x7e => 1,
+        _ => 6,
+    });
+    escaped.sum::<usize>() + 16
 }
 
 impl KvTable {
     /// An empty value removes the key. A new key starts at version 0, a known one counts up even if
-    /// the value is the same. False: the table would be larger than `limit`, nothing was done.
+    /// the value is the same. False: the table would be larger than `limit`, or its keys too much
+    /// for `.version`; nothing was done.
     pub(super) fn set(&mut self, key: &[u8], value: &[u8], limit: usize) -> bool {
         let old = self.entries.get_mut(key);
         let rest = self.bytes - old.as_ref().map_or(0, |entry| entry.size(key));
         if value.is_empty() {
-            self.entries.remove(key);
+            if self.entries.remove(key).is_some() {
+                self.key_text -= key_text(key);
+            }
             self.bytes = rest;
             return true;
         }
@@ -54,13 +72,18 @@ impl KvTable {
         if bytes > limit {
             return false;
         }
-        self.bytes = bytes;
         if let Some(old) = old {
             new.version = old.version.wrapping_add(1);
             *old = new;
         } else {
+            let text = self.key_text + key_text(key);
+            if text > MAX_KEY_TEXT {
+                return false;
+            }
+            self.key_text = text;
             self.entries.insert(Box::from(key), new);
         }
+        self.bytes = bytes;
         true
     }
 
@@ -148,6 +171,33 @@ mod tests {
             assert!(table.set(key, b"", limit));
         }
         assert_eq!(table.bytes, 0);
+    }
+
+    #[test]
+    fn the_keys_fit_into_the_text() {
+        let mut table = KvTable::default();
+        let key = |n: u32, byte: u8| [&n.to_string().into_bytes()[..], &[byte; 200]].concat();
+        let mut keys = 0;
+        for byte in [b'k', b'\x01', b'\xff', b'"'] {
+            while table.set(&key(keys, byte), b"1", usize::MAX) {
+                table.set(&key(keys, byte), b"2", usize::MAX);
+                keys += 1;
+            }
+            let mut out = Vec::new();
+            table.push_block("n", &mut out);
+            assert!(out.len() <= MAX_KEY_TEXT + 64, "{}", out.len());
+            // Known ones may still change, and what is removed makes room.
+            table.set(&key(0, b'k'), b"3", usize::MAX);
+            for n in 0..10 {
+                table.set(&key(n, b'k'), b"", usize::MAX);
+            }
+        }
+        assert!(keys > 300, "{keys}");
+        let all: Vec<Box<[u8]>> = table.entries.keys().cloned().collect();
+        for key in all {
+            assert!(table.set(&key, b"", usize::MAX));
+        }
+        assert_eq!((table.key_text, table.bytes), (0, 0));
     }
 
     #[test]

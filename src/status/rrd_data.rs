@@ -47,6 +47,8 @@ pub(super) struct RrdTable {
     bytes: usize,
     limit: usize,
     dump: Option<(u32, Arc<[u8]>)>,
+    /// When what is too old was removed last.
+    expired_at: Option<u32>,
 }
 
 impl Default for RrdTable {
@@ -56,6 +58,7 @@ impl Default for RrdTable {
             bytes: 0,
             limit: MAX_BYTES,
             dump: None,
+            expired_at: None,
         }
     }
 }
@@ -76,8 +79,10 @@ impl RrdTable {
         let old = self.entries.get(key).map_or(0, |old| old.size(key));
         let mut bytes = self.bytes - old + size;
         if bytes > self.limit {
-            // Rare: whoever reads the dump has the same done.
-            self.expire(now);
+            // Whoever reads the dump has the same done. At most once a second: it looks at all.
+            if self.expired_at != Some(now) {
+                self.expire(now);
+            }
             let old = self.entries.get(key).map_or(0, |old| old.size(key));
             bytes = self.bytes - old + size;
             if bytes > self.limit {
@@ -95,6 +100,7 @@ impl RrdTable {
     }
 
     fn expire(&mut self, now: u32) {
+        self.expired_at = Some(now);
         let mut bytes = 0;
         self.entries.retain(|key, entry| {
             let stays = now.saturating_sub(entry.arrival) <= EXPIRY;
@@ -117,29 +123,43 @@ impl RrdTable {
 
     /// One line `<key>:<value>` per entry. At most 2 s old.
     pub(super) fn dump(&mut self, now: u32) -> Arc<[u8]> {
-        if let Some((made, text)) = &self.dump {
-            // A clock that went back makes this large: the dump is made anew.
-            if now.wrapping_sub(*made) < CACHE {
-                return Arc::clone(text);
-            }
-        }
-        self.expire(now);
-        let size = self
-            .entries
-            .iter()
-            .map(|(key, entry)| key.len() + entry.line.len() + 2)
-            .sum();
-        let mut out = Vec::with_capacity(size);
-        for (key, entry) in &self.entries {
-            out.extend_from_slice(key);
-            out.push(b':');
-            out.extend_from_slice(&entry.line);
-            out.push(b'\n');
-        }
-        let text: Arc<[u8]> = Arc::from(out);
-        self.dump = Some((now, Arc::clone(&text)));
-        text
+        self.dump_within(now, usize::MAX).unwrap_or_default()
     }
+
+    /// [`RrdTable::dump`], not made if it is longer than `limit`.
+    pub(super) fn dump_within(&mut self, now: u32, limit: usize) -> Option<Arc<[u8]>> {
+        if !self.expired_at.is_some_and(|at| is_fresh(at, now)) {
+            self.expire(now);
+        }
+        let text = match &self.dump {
+            Some((made, text)) if is_fresh(*made, now) => text,
+            _ => {
+                let size = self.text_size();
+                if size > limit {
+                    return None;
+                }
+                let mut out = Vec::with_capacity(size);
+                for (key, entry) in &self.entries {
+                    out.extend_from_slice(key);
+                    out.push(b':');
+                    out.extend_from_slice(&entry.line);
+                    out.push(b'\n');
+                }
+                &self.dump.insert((now, Arc::from(out))).1
+            }
+        };
+        (text.len() <= limit).then(|| Arc::clone(text))
+    }
+
+    /// Of the dump: a colon and a newline with each entry.
+    fn text_size(&self) -> usize {
+        self.bytes - self.entries.len() * OVERHEAD + 2 * self.entries.len()
+    }
+}
+
+/// Can what was made then be given out again? A clock that went back makes it old.
+fn is_fresh(made: u32, now: u32) -> bool {
+    now.wrapping_sub(made) < CACHE
 }
 
 #[cfg(test)]
@@ -178,6 +198,22 @@ mod tests {
         assert_eq!(&*table.dump(400), b"a:1\nb:1\n");
         assert_eq!(&*table.dump(401), b"a:1\nb:1\n");
         assert_eq!(&*table.dump(402), b"");
+    }
+
+    #[test]
+    fn a_dump_too_long_is_not_made() {
+        let mut table = RrdTable::default();
+        table.set(b"a", b"1\0", 100).unwrap();
+        table.set(b"b", b"22\0", 100).unwrap();
+        assert_eq!(table.dump_within(100, 8), None);
+        assert!(table.dump.is_none());
+        assert_eq!(
+            table.dump_within(100, 9).as_deref(),
+            Some(&b"a:1\nb:22\n"[..])
+        );
+        // Nor given out if it was made for somebody who can take more.
+        assert_eq!(table.dump_within(101, 8), None);
+        assert_eq!(table.dump_within(500, 0).as_deref(), Some(&b""[..]));
     }
 
     #[test]

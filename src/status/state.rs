@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use tracing::{info, warn};
 
 use super::clusterlog::ClusterLog;
-use super::guests::{GuestMap, Guests};
+use super::guests::{self, GuestMap, Guests};
 use super::json::push_u64;
 use super::kvstore::{self, KvTable};
 use super::members::{ClusterInfo, Members};
@@ -81,6 +81,13 @@ struct Core {
     version_text: Text,
     members_text: Text,
     vmlist_text: Text,
+}
+
+impl Core {
+    fn vmlist_text(&mut self) -> Arc<[u8]> {
+        let guests = &self.guests;
+        self.vmlist_text.get(|| guests.text())
+    }
 }
 
 /// The status services of one node. All methods may be called from any thread; none waits for
@@ -290,13 +297,14 @@ impl Status {
 
     /// Content of `.vmlist` (status.md 5).
     pub fn vmlist_text(&self) -> Arc<[u8]> {
+        self.core.lock().vmlist_text()
+    }
+
+    /// [`Status::vmlist_text`], not made if it is longer than `limit` for sure.
+    pub fn vmlist_text_within(&self, limit: usize) -> Option<Arc<[u8]>> {
         let core = &mut *self.core.lock();
-        let Core {
-            guests,
-            vmlist_text,
-            ..
-        } = core;
-        vmlist_text.get(|| guests.text())
+        let fits = core.guests.list().len() <= limit / guests::MIN_ENTRY;
+        fits.then(|| core.vmlist_text())
     }
 
     /// Content of `.rrd` (status.md 9.6). The IPC answer has one NUL more.
@@ -304,12 +312,17 @@ impl Status {
         self.rrd.lock().dump(now)
     }
 
+    /// [`Status::rrd_text`], not made if it is longer than `limit`.
+    pub fn rrd_text_within(&self, now: u32, limit: usize) -> Option<Arc<[u8]>> {
+        self.rrd.lock().dump_within(now, limit)
+    }
+
     // ---- key/value store ----
 
     /// Sets a value of this node, as asked by a client (status.md 6.1). `key` has no NUL.
     ///
     /// # Errors
-    /// [`SetError::TooBig`] and [`SetError::Malformed`]; nothing is stored then.
+    /// [`SetError::TooBig`], [`SetError::Malformed`] and [`SetError::Full`]; nothing is stored then.
     pub fn set_kv(&self, key: &[u8], value: &[u8], now: u32) -> Result<(), SetError> {
         if value.len() > kvstore::MAX_VALUE {
             return Err(SetError::TooBig);
@@ -326,8 +339,9 @@ impl Status {
             return result;
         }
         let mut core = self.core.lock();
-        // The clients that may set values are trusted with memory.
-        core.own.set(key, value, usize::MAX);
+        if !core.own.set(key, value, kvstore::MAX_NODE) {
+            return Err(SetError::Full);
+        }
         core.version_text.clear();
         Ok(())
     }
@@ -349,7 +363,7 @@ impl Status {
         };
         if key != b"nodeip" && !key.starts_with(b"rrd/") {
             if let Some(table) = core.members.kv_mut(node_id) {
-                if !table.set(key, value, kvstore::MAX_REMOTE) {
+                if !table.set(key, value, kvstore::MAX_NODE) {
                     return Err(SetError::Full);
                 }
                 core.version_text.clear();

@@ -7,16 +7,15 @@
 //! free. There is no third case: no change is forgotten.
 #![forbid(unsafe_code)]
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use super::DOMAIN;
 use super::commit::{SyncRows, Write};
 use super::db::{Db, State};
+use crate::failure::contain;
 use crate::memdb::{Change, Error, Inode, LoadRow, RootRow, Row};
 
 /// Called exactly once: the change is in the database ([`Ok`]), or it cannot be said when it will
@@ -74,12 +73,10 @@ impl Pending {
         data.map(|data| data.len()).sum()
     }
 
-    /// Calls the ticket if it was not yet. One that panics must not take the database from others.
+    /// Calls the ticket if it was not yet.
     pub(super) fn answer(&mut self, result: Result<(), Error>) {
         if let Some(ticket) = self.ticket.take() {
-            if catch_unwind(AssertUnwindSafe(|| ticket(result))).is_err() {
-                log::error!(target: DOMAIN, "the answer to a change panicked");
-            }
+            contain("answering a change", || ticket(result));
         }
     }
 }

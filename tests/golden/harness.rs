@@ -129,11 +129,17 @@ impl Node {
     /// A raw message; the result code and the payload (empty unless the code is 0).
     pub fn send(&mut self, client: &Client, message: &[u8]) -> (i32, Vec<u8>) {
         let mut out = Vec::new();
-        match self.service.handle(client, message, true, &mut out) {
-            Answer::Reply(0) => (0, out),
-            Answer::Reply(error) => (error, Vec::new()),
+        let error = match self.service.handle(client, message, true, &mut out) {
+            Answer::Reply(error) => error,
             Answer::Later => panic!("waits at the last call"),
+            Answer::Work(mut work) => std::iter::repeat_with(|| work.go_on(&mut out))
+                .find_map(|done| done)
+                .unwrap(),
+        };
+        if error != 0 {
+            out.clear();
         }
+        (error, out)
     }
 
     pub fn ask(&mut self, id: i32, payload: &[u8]) -> (i32, Vec<u8>) {

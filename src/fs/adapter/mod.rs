@@ -17,6 +17,7 @@ use super::counters::RequestCounts;
 use super::notify::{Kernel, NameCache, Notifier};
 use super::ops::Ino;
 use super::view::View;
+use crate::failure;
 use requests::Adapter;
 
 /// How requests are served.
@@ -121,6 +122,10 @@ pub fn serve(
         .name("fuse".into())
         .spawn(move || {
             let result = session.run();
+            // The end of the mount is none.
+            if let Err(err) = &result {
+                failure::end(format_args!("serving the mount failed: {err}"));
+            }
             ended();
             result
         })?;

@@ -4,7 +4,6 @@
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -20,6 +19,7 @@ use fuser::{
 use super::convert::{
     attr_reply, data_reply, empty_reply, entry_reply, errno, file_type, set_time, write_reply,
 };
+use crate::failure::contain;
 use crate::fs::counters::{Request, RequestCounts};
 use crate::fs::ops::{DirEntry, Operations, SetAttr};
 use crate::fs::view::View;
@@ -38,9 +38,7 @@ impl Adapter {
     /// A bug in one answer must not cost the mount a worker: the request gets EIO (its reply is
     /// dropped unused), the worker goes on.
     fn guard(&self, answer: impl FnOnce()) {
-        if catch_unwind(AssertUnwindSafe(answer)).is_err() {
-            tracing::error!("bug: panic while answering a file system request");
-        }
+        contain("answering a file system request", answer);
     }
 }
 

@@ -14,7 +14,7 @@ use rustix::process::{Resource, getrlimit};
 
 use super::{LISTENER, Reactor};
 use crate::ipc::Client;
-use crate::ipc::connection::Connection;
+use crate::ipc::connection::{Connection, TURN};
 use crate::ipc::greeting::{Greeting, Progress};
 use crate::ipc::handshake::{self, Access, ConnectRequest, Credentials};
 use crate::ipc::peers::{Peer, Token};
@@ -36,23 +36,30 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 impl Reactor {
     /// Somebody wants to connect.
     pub(super) fn accept(&mut self) {
+        let start = Instant::now();
         for _ in 0..ACCEPTS_PER_TURN {
             let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-            match accept_with(&self.listener.socket, flags) {
+            let Some(listener) = &self.listener else {
+                return;
+            };
+            match accept_with(&listener.socket, flags) {
                 Ok(socket) => self.admit(socket),
                 Err(Errno::AGAIN) => return,
                 Err(Errno::INTR | Errno::CONNABORTED) => {}
                 Err(error) => return self.pause(error),
+            }
+            // Making the rings is most of it.
+            if start.elapsed() >= TURN {
+                return;
             }
         }
     }
 
     /// Without this the waiting client would make every epoll_wait return at once.
     fn pause(&mut self, error: Errno) {
-        let now = Instant::now();
-        self.paused = Some(now + ACCEPT_PAUSE);
+        self.paused = Some(Instant::now() + ACCEPT_PAUSE);
         self.listen_for(EventFlags::empty());
-        if self.log.allow(now).is_some() {
+        self.complain(|| {
             let hint = if error == Errno::MFILE {
                 let limit = getrlimit(Resource::Nofile).current.unwrap_or_default();
                 format!(
@@ -62,13 +69,16 @@ impl Reactor {
                 String::new()
             };
             tracing::error!(target: "ipcs", "cannot accept connections: {error}{hint}");
-        }
+        });
     }
 
     /// What to be told about the listening socket.
     pub(super) fn listen_for(&self, flags: EventFlags) {
+        let Some(listener) = &self.listener else {
+            return;
+        };
         let data = EventData::new_u64(LISTENER);
-        if let Err(error) = epoll::modify(&self.epoll, &self.listener.socket, data, flags) {
+        if let Err(error) = epoll::modify(&self.epoll, &listener.socket, data, flags) {
             tracing::error!(target: "ipcs", "cannot change the listening socket: {error}");
         }
     }

@@ -7,14 +7,15 @@ use std::time::Instant;
 use compat_tests::shm::Peer;
 
 use super::*;
-use crate::ipc::{Answer, Client};
+use crate::ipc::{Answer, Client, Work};
 
 const LIMIT: Duration = Duration::from_secs(5);
 /// How long a service blocks.
 const BLOCKED: Duration = Duration::from_secs(5);
 
 /// 1: answered at once. 2: answered when `open` is set, with -1 when it never is. 3: never
-/// answered. 4: blocks for [`BLOCKED`].
+/// answered. 4: blocks for [`BLOCKED`]. 5: worked off in pieces until `open` is set. 6: fails in
+/// the second piece. 7: fails at once.
 struct Gate {
     open: Arc<AtomicBool>,
     asked: Arc<AtomicI32>,
@@ -28,10 +29,32 @@ impl Service for Gate {
             2 if last => return Answer::Reply(-1),
             2 | 3 => return Answer::Later,
             4 => std::thread::sleep(BLOCKED),
+            5 => return Answer::Work(Box::new(Pieces(Arc::clone(&self.open)))),
+            6 => return Answer::Work(Box::new(Fails(false))),
+            7 => panic!("on purpose"),
             _ => {}
         }
         out.extend_from_slice(&message[16..]);
         Answer::Reply(0)
+    }
+}
+
+struct Pieces(Arc<AtomicBool>);
+
+impl Work for Pieces {
+    fn go_on(&mut self, out: &mut Vec<u8>) -> Option<i32> {
+        assert!(out.is_empty());
+        out.extend_from_slice(b"pieces");
+        self.0.load(Ordering::SeqCst).then_some(0)
+    }
+}
+
+struct Fails(bool);
+
+impl Work for Fails {
+    fn go_on(&mut self, _: &mut Vec<u8>) -> Option<i32> {
+        assert!(!std::mem::replace(&mut self.0, true), "on purpose");
+        None
     }
 }
 
@@ -76,10 +99,38 @@ fn names() {
 #[test]
 fn a_name_is_taken_once() {
     let Setup { name, handle, .. } = setup("once");
-    let error = Server::bind(&name, 33).unwrap_err();
-    assert_eq!(error.raw_os_error(), Some(libc::EADDRINUSE));
+    assert!(Server::bind(&name, 33).unwrap().listener.is_none());
     handle.stop();
-    drop(Server::bind(&name, 33).unwrap());
+    assert!(Server::bind(&name, 33).unwrap().listener.is_some());
+}
+
+#[test]
+fn a_taken_name_is_waited_for() {
+    let first = setup("wait");
+    let waiting = || {
+        let gate = Gate {
+            open: Arc::default(),
+            asked: Arc::default(),
+        };
+        let gid = rustix::process::getgid().as_raw();
+        let server = Server::bind(&first.name, gid).unwrap();
+        assert!(server.listener.is_none());
+        server.spawn(Box::new(gate)).unwrap()
+    };
+    // Stopping does not wait for the name.
+    waiting().stop();
+    let second = waiting();
+    first.handle.stop();
+    let end = Instant::now() + 6 * LIMIT;
+    let mut peer = loop {
+        match Peer::connect(&first.name) {
+            Ok(peer) => break peer,
+            Err(_) => assert!(Instant::now() < end, "the name is not taken"),
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    };
+    assert_eq!(peer.ask(1, b"y", LIMIT).unwrap().payload, b"y");
+    second.stop();
 }
 
 #[test]
@@ -187,6 +238,61 @@ fn deferred_has_an_end_and_keeps_the_order() {
 }
 
 #[test]
+fn others_are_served_between_pieces() {
+    use compat_tests::shm::peer::message;
+    let Setup {
+        name, handle, open, ..
+    } = setup("pieces");
+    let [mut first, mut second, mut other, mut gone] =
+        [(); 4].map(|()| Peer::connect(&name).unwrap());
+    gone.send(&message(5, &[])).unwrap();
+    for peer in [&mut first, &mut second] {
+        // With a request behind, which waits.
+        for id in [5, 1] {
+            peer.request.write_chunk(&message(id, b"behind")).unwrap();
+        }
+        peer.post(2, 2).unwrap();
+    }
+    for _ in 0..20 {
+        assert_eq!(other.ask(1, b"y", LIMIT).unwrap().payload, b"y");
+    }
+    // A client that goes takes its work with it.
+    let directory = gone.directory();
+    drop(gone);
+    while directory.exists() {
+        std::thread::yield_now();
+    }
+    for peer in [&first, &second] {
+        let answers = peer.response.get(compat_tests::shm::peer::SEMAPHORE);
+        assert_eq!(answers.unwrap(), 0);
+    }
+    open.store(true, Ordering::SeqCst);
+    for peer in [&mut first, &mut second] {
+        peer.await_responses(2, LIMIT).unwrap();
+        assert_eq!(peer.take().unwrap().payload, b"pieces");
+        assert_eq!(peer.take().unwrap().payload, b"behind");
+    }
+    open.store(false, Ordering::SeqCst);
+    first.send(&message(5, &[])).unwrap();
+    assert_eq!(other.ask(1, b"y", LIMIT).unwrap().payload, b"y");
+    // Work under way does not hold up the end.
+    let directory = first.directory();
+    handle.stop();
+    assert!(!directory.exists());
+}
+
+#[test]
+fn a_failure_costs_one_answer() {
+    let Setup { name, handle, .. } = setup("fails");
+    let mut peer = Peer::connect(&name).unwrap();
+    for id in [6, 7] {
+        assert_eq!(peer.ask(id, b"", LIMIT).unwrap().error, -libc::EIO);
+        assert_eq!(peer.ask(1, b"y", LIMIT).unwrap().payload, b"y");
+    }
+    handle.stop();
+}
+
+#[test]
 fn a_client_that_goes_while_deferred() {
     let Setup {
         name, handle, open, ..
@@ -245,8 +351,9 @@ fn socket_in_the_file_system() {
     let server = Server::bind_in(Some(dir.path()), &name, gid).unwrap();
     let mode = std::fs::metadata(&path).unwrap().permissions().mode();
     assert_eq!(mode & 0o7777, 0o777);
-    let error = Server::bind_in(Some(dir.path()), &name, gid).unwrap_err();
-    assert_eq!(error.raw_os_error(), Some(libc::EADDRINUSE));
+    let second = Server::bind_in(Some(dir.path()), &name, gid).unwrap();
+    assert!(second.listener.is_none());
+    assert!(path.exists());
 
     let handle = server.spawn(Box::new(gate)).unwrap();
     let mut stream = UnixStream::connect(&path).unwrap();

@@ -105,29 +105,6 @@ fn patience_ends_when_the_barrier_does_not() {
 }
 
 #[test]
-fn a_panic_in_the_sink_does_not_end_announcements() {
-    let count = Arc::new(AtomicUsize::new(0));
-    let counter = count.clone();
-    let sink = Arc::new(move |_: &Effects| {
-        assert!(counter.fetch_add(1, SeqCst) > 0, "the first one fails");
-    });
-    let announcer = Announcer::start(sink).unwrap();
-    let (open, _) = gate(&announcer);
-    for _ in 0..2 {
-        announcer.promise(change())();
-        open.send(()).unwrap();
-    }
-    // Writing the backtrace may take longer than a question waits.
-    let end = Instant::now() + Duration::from_secs(20);
-    while announcer.pending() {
-        assert!(Instant::now() < end, "the second one is not announced");
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    assert_eq!(count.load(SeqCst), 2);
-    announcer.stop();
-}
-
-#[test]
 fn a_refused_change_is_forgotten_at_once_and_announced_in_turn() {
     let (announcer, count) = announcer();
     let (open, forgotten) = gate(&announcer);

@@ -1,15 +1,28 @@
 #![forbid(unsafe_code)]
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use proptest::prelude::*;
 
+use super::names::is_space;
 use super::*;
-use crate::memdb::{Op, Stamp};
+use crate::memdb::{Op, Stamp, Tree};
+use crate::replica::SharedTree;
 use crate::status::Status;
+
+fn one(config: &[u8], names: PropertyNames, limit: usize) -> Result<Vec<u8>, TooLong> {
+    let mut query = OneGuest::new(names, 7, Arc::from(config), limit);
+    let mut out = Vec::new();
+    loop {
+        if let Some(outcome) = query.go_on(&mut out) {
+            return outcome.map(|()| out);
+        }
+        assert!(out.is_empty());
+    }
+}
 
 fn ask(config: &[u8], names: &[&str]) -> String {
     let names = PropertyNames::new(names.iter().map(|name| name.as_bytes()));
-    let text = String::from_utf8(names.answer_one(7, config)).unwrap();
+    let text = String::from_utf8(one(config, names, 1 << 20).unwrap()).unwrap();
     text.strip_prefix("{\n")
         .unwrap()
         .strip_suffix("\n}\n")
@@ -37,6 +50,49 @@ fn which_line_counts() {
         ask(b"b: 1\na: 2\n", &["a", "b"]),
         r#""7":{"a": "2","b": "1"}"#
     );
+}
+
+#[test]
+fn names_given_twice() {
+    assert_eq!(
+        ask(b"b: 1\na: 2\n", &["a", "b", "a"]),
+        r#""7":{"a": "2","b": "1","a": "2"}"#
+    );
+    // Each of the two counts as replaced.
+    assert_eq!(
+        ask(b"a: 1\na: 2\na: 3\n", &["a", "a"]),
+        r#""7":{"a": "2","a": "2"}"#
+    );
+    assert_eq!(
+        ask(b"a: 1\na: 2\na: 3\n", &["a", "a", "b"]),
+        r#""7":{"a": "3","a": "3"}"#
+    );
+}
+
+#[test]
+fn an_answer_that_is_too_long_ends_early() {
+    let config = [b"a: ".to_vec(), vec![b'x'; 900_000]].concat();
+    let names = |times: usize| PropertyNames::new(std::iter::repeat_n(&b"a"[..], times));
+    let whole = one(&config, names(1), 1 << 20).unwrap();
+    assert!(one(&config, names(1), whole.len()).is_ok());
+    assert_eq!(one(&config, names(1), whole.len() - 1), Err(TooLong));
+    assert_eq!(one(&config, names(255), 1 << 20), Err(TooLong));
+
+    let mut query = OneGuest::new(names(255), 7, Arc::from(config), 1 << 20);
+    let mut out = Vec::new();
+    while query.go_on(&mut out).is_none() {}
+    assert!(out.len() < (1 << 20) + 64 * 1024, "{}", out.len());
+}
+
+#[test]
+fn a_long_config_is_searched_in_pieces() {
+    let config = b"ab:1\n".repeat(200_000);
+    let names = PropertyNames::new([&b"a"[..], b"b", b"a:1", b"x"]);
+    let mut query = OneGuest::new(names, 7, Arc::from(config), 1 << 20);
+    let mut out = Vec::new();
+    let pieces = std::iter::from_fn(|| query.go_on(&mut out).is_none().then_some(()));
+    // A few thousand lines each.
+    assert!(pieces.count() > 2);
 }
 
 #[test]
@@ -96,12 +152,21 @@ fn slow(config: &[u8], names: &[&[u8]]) -> Vec<Option<Vec<u8>>> {
 proptest! {
     #[test]
     fn same_as_the_rules(config in "([ab\\[]{0,2}[: \\t\\x00a]{0,4}\\n){0,12}[ab]{0,2}:? ?a?",
-                         names in prop::collection::vec("[ab:]{0,2}", 1..4)) {
+                         names in prop::collection::vec("[ab:]{0,2}", 1..6)) {
         let names: Vec<&[u8]> = names.iter().map(|n| n.as_bytes()).collect();
         let expected = slow(config.as_bytes(), &names);
-        let mut values = Vec::new();
-        PropertyNames::new(names.iter().copied()).scan(config.as_bytes(), &mut values);
-        let values: Vec<_> = values.into_iter().map(|v| v.map(<[u8]>::to_vec)).collect();
+        let given = PropertyNames::new(names.iter().copied());
+        let config: Arc<[u8]> = Arc::from(config.as_bytes());
+        let mut scan = Scan::new(&given, config.clone());
+        // Pieces of one line.
+        while !scan.go_on(&given, &mut 1) {}
+        let value = |name: &&[u8]| {
+            let place = names.iter().position(|n| n == name);
+            // Places are given in the order of first mention.
+            let place = names[..place?].iter().enumerate().filter(|(i, n)| !names[..*i].contains(n)).count();
+            Some(config[scan.values[place].clone()?].to_vec())
+        };
+        let values: Vec<_> = names.iter().map(value).collect();
         prop_assert_eq!(values, expected);
     }
 
@@ -109,7 +174,7 @@ proptest! {
     fn always_valid_json(config: Vec<u8>, name in "[a-z\"\\\\\\x01]{1,3}", value: Vec<u8>) {
         let names = PropertyNames::new([name.as_bytes(), b"a"]);
         let config = [name.as_bytes(), b":", &value, b"\n", &config].concat();
-        serde_json::from_slice::<serde_json::Value>(&names.answer_one(1, &config)).unwrap();
+        serde_json::from_slice::<serde_json::Value>(&one(&config, names, 1 << 20).unwrap()).unwrap();
     }
 }
 
@@ -121,7 +186,7 @@ proptest! {
     #[test]
     fn cached_is_the_same_as_new(steps in prop::collection::vec(step(), 1..60)) {
         let tree: SharedTree = Arc::new(RwLock::new(Tree::new()));
-        let status = Status::new("a", 1, 1);
+        let status = Arc::new(Status::new("a", 1, 1));
         let apply = |op: Op| {
             // Many steps are refused: also fine.
             let change = tree.write().apply(&op, Stamp { writer: 0, mtime: 1 }, 1);
@@ -133,16 +198,80 @@ proptest! {
             apply(Op::Mkdir { path: path(dir) });
         }
         let names = [PropertyNames::new([&b"a"[..]]), PropertyNames::new([&b"b"[..], b"a"])];
-        let mut cache = PropertyCache::default();
+        let cache = Arc::new(Mutex::new(PropertyCache::default()));
         for (op, which) in steps {
             op.map(&apply);
-            let (list, version) = status.guests();
-            let ours = cache.all(&names[which], &tree, &list, version);
-            let new = PropertyCache::default().all(&names[which], &tree, &list, version);
-            prop_assert_eq!(&ours, &new);
-            prop_assert!(Arc::ptr_eq(&ours, &cache.all(&names[which], &tree, &list, version)));
+            let query = |cache: &Arc<Mutex<PropertyCache>>, limit| {
+                AllGuests::new(names[which].clone(), tree.clone(), status.clone(), cache.clone(), limit)
+            };
+            let new = all(query(&Arc::default(), 1 << 20)).unwrap();
+            prop_assert_eq!(all(query(&Arc::default(), new.len())), Ok(new.clone()));
+            prop_assert_eq!(all(query(&Arc::default(), new.len() - 1)), Err(TooLong));
+            prop_assert_eq!(all(query(&cache, 1 << 20)), Ok(new.clone()));
+            let known = query(&cache, 1 << 20).known();
+            prop_assert_eq!(known.as_deref(), Some(&new));
+            prop_assert_eq!(all(query(&cache, 1 << 20)), Ok(new));
         }
     }
+}
+
+fn all(mut query: AllGuests) -> Result<Vec<u8>, TooLong> {
+    let mut out = Vec::new();
+    loop {
+        if let Some(outcome) = query.go_on(&mut out) {
+            return outcome.map(|()| out);
+        }
+    }
+}
+
+#[test]
+fn many_guests_are_looked_up_in_pieces() {
+    let tree: SharedTree = Arc::new(RwLock::new(Tree::new()));
+    let status = Arc::new(Status::new("a", 1, 1));
+    let config = b"a: 1\n".repeat(10);
+    let apply = |op: Op| {
+        tree.write()
+            .apply(
+                &op,
+                Stamp {
+                    writer: 0,
+                    mtime: 1,
+                },
+                1,
+            )
+            .unwrap()
+    };
+    for dir in ["nodes", "nodes/a", "nodes/a/lxc"] {
+        apply(Op::Mkdir { path: path(dir) });
+    }
+    for vmid in 100..2100 {
+        let path = path(&format!("nodes/a/lxc/{vmid}.conf"));
+        apply(Op::Create { path: path.clone() });
+        apply(Op::Write {
+            path,
+            offset: 0,
+            data: config.clone(),
+            truncate: true,
+        });
+    }
+    status.reloaded(&tree.read());
+    let cache = Arc::new(Mutex::new(PropertyCache::default()));
+    let query = |limit| {
+        let names = PropertyNames::new([&b"a"[..]]);
+        AllGuests::new(names, tree.clone(), status.clone(), cache.clone(), limit)
+    };
+    // Nothing is kept of an answer that is too long.
+    assert_eq!(all(query(30_000)), Err(TooLong));
+    assert_eq!(query(1 << 20).known(), None);
+    let mut whole = query(1 << 20);
+    let mut out = Vec::new();
+    let pieces = std::iter::from_fn(|| whole.go_on(&mut out).is_none().then_some(()));
+    assert!(pieces.count() > 4);
+    assert_eq!(out.iter().filter(|byte| **byte == b'{').count(), 2001);
+    let known = query(1 << 20).known();
+    assert_eq!(known.as_deref(), Some(&out));
+    // The kept answer does not fit those who can take less, either.
+    assert_eq!(all(query(30_000)), Err(TooLong));
 }
 
 fn path(path: &str) -> TreePath {
