@@ -31,7 +31,7 @@ pub use load::{LoadError, LoadRow, Loader};
 pub use note::LoadNote;
 pub use op::{Op, Stamp};
 pub use path::{GuestPath, GuestType, TreePath};
-pub use tree::Tree;
+pub use tree::{Moment, Tree};
 
 /// Largest file in bytes (database.md section 8).
 pub const MAX_FILE_SIZE: u64 = 1 << 20;

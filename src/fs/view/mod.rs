@@ -4,6 +4,8 @@
 mod change;
 mod dots;
 mod list;
+#[cfg(test)]
+mod tests;
 
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, OnceLock};
