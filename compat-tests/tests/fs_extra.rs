@@ -8,7 +8,12 @@ use compat_tests::{Checker, Client, Daemon, Lab, Subject, on_both, report};
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 
-on_both!(shared_mapping, open_and_removed, memory_over_many_changes);
+on_both!(
+    shared_mapping,
+    open_and_removed,
+    depth,
+    memory_over_many_changes
+);
 
 /// Changes through a shared mapping arrive in the tree, so that IPC shows them.
 fn shared_mapping(subject: &Subject) {
@@ -73,6 +78,31 @@ fn open_and_removed(subject: &Subject) {
     checker.must("names after the restart", "replaced", &names.join(" "));
     let content = node.inside(|| fs::read_to_string("/etc/pve/replaced").unwrap());
     checker.must("content after the restart", "new", &content);
+    checker.finish();
+    drop(daemon);
+}
+
+/// How deep clients may make directories, files and what they rename.
+fn depth(subject: &Subject) {
+    const ALLOWED: usize = 128;
+    let (_lab, node) = Lab::single();
+    let daemon = Daemon::local(&node, subject);
+    let mut checker = Checker::new(subject, "fs-depth");
+    let deep = |levels: usize| format!("/etc/pve/{}", "d/".repeat(levels));
+    let mut seen = |case: &str, result: std::io::Result<()>| {
+        let word = result.map_or_else(|e| format!("{:?}", e.kind()), |()| "ok".into());
+        checker.must(case, "ok", &word);
+    };
+    node.inside(|| {
+        seen("128 directories", fs::create_dir_all(deep(ALLOWED)));
+        let beside = format!("{}file", deep(ALLOWED - 1));
+        seen("a file below 127", fs::write(&beside, "x"));
+        let below = format!("{}file", deep(ALLOWED));
+        seen("a file below 128", fs::write(&below, "x"));
+        let _ = fs::remove_file(&below);
+        seen("rename below 128", fs::rename(&beside, &below));
+        seen("129 directories", fs::create_dir(deep(ALLOWED + 1)));
+    });
     checker.finish();
     drop(daemon);
 }

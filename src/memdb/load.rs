@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;
 use std::sync::Arc;
 
+use super::MAX_DEPTH;
 use super::alias::rank;
 use super::change::{RootRow, Row};
 use super::entry::{Entry, Inode, Kind, ROOT_INODE};
@@ -377,7 +378,8 @@ impl Tree {
             parent: entry.map_or(ROOT_INODE, |entry| entry.parent),
             named: rival(winner),
             other: rival(loser),
-            path: self.path_of(loser),
+            // Each costs as much as it is deep, and there may be many.
+            path: self.path_within(loser, MAX_DEPTH),
         }
     }
 

@@ -1,13 +1,13 @@
 //! What a client of this node may ask, beyond what peers may send.
 #![forbid(unsafe_code)]
 
-use super::MAX_FILE_SIZE;
 use super::change::Change;
 use super::entry::{Inode, ROOT_INODE};
 use super::error::Error;
 use super::op::{Op, Stamp};
 use super::path::TreePath;
 use super::tree::Tree;
+use super::{MAX_DEPTH, MAX_FILE_SIZE};
 
 impl Tree {
     /// Applies an operation of a local client in local mode: writer 0, time `now`.
@@ -49,6 +49,7 @@ impl Tree {
     ///
     /// # Errors
     /// * [`Error::TooBig`]: the message has 32 bits for the offset only.
+    /// * [`Error::TooDeep`]: a new name below too many directories.
     /// * [`Error::Access`]: a regular file where guest configs belong (`nodes/<node>/lxc`), after
     ///   which a C node does not start; a rename to `.` or `..`, or of a directory into itself.
     /// * [`Error::NotEmpty`]: rename of a directory that is not empty; the C daemon refuses, too, but
@@ -56,6 +57,11 @@ impl Tree {
     ///
     /// Everything that [`Tree::apply`] refuses before these is refused with the same error.
     pub fn check_local(&self, op: &Op) -> Result<(), Error> {
+        if let Op::Create { path } | Op::Mkdir { path } | Op::Rename { to: path, .. } = op {
+            if path.components().nth(MAX_DEPTH).is_some() {
+                return Err(Error::TooDeep);
+            }
+        }
         match op {
             Op::Create { path } if path.is_guest_dir() => {
                 let (dir, name) = self.dir_and_name(path)?;

@@ -167,13 +167,18 @@ impl Tree {
 
     /// Path of an entry; `None` if it is not reachable from the root by names.
     pub fn path_of(&self, inode: Inode) -> Option<TreePath> {
+        self.path_within(inode, self.entries.len() + 1)
+    }
+
+    /// [`Tree::path_of`], also `None` if it has more than `depth` components.
+    pub(super) fn path_within(&self, inode: Inode, depth: usize) -> Option<TreePath> {
         let mut names: Vec<&[u8]> = Vec::new();
         let mut at = inode;
         while at != ROOT_INODE {
             let parent = self.entries.get(&at)?.parent;
             let name = self.served_name(at)?;
             // A damaged database can hold directory cycles; no real tree is that deep.
-            if names.len() > self.entries.len() || !Tree::servable_name(name) {
+            if names.len() >= depth || !Tree::servable_name(name) {
                 return None;
             }
             // Not so if the parent turned out to be a file, or is the entry itself.

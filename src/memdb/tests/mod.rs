@@ -1,6 +1,7 @@
 //! Tests of the tree.
 
 mod digest;
+mod large;
 pub(crate) mod model;
 mod odd;
 mod ops;
