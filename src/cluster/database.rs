@@ -56,9 +56,9 @@ impl TreeHost for Host {
         change(&mut self.tree.write())
     }
 
-    fn apply(&mut self, op: &Op, stamp: Stamp, now: u32) -> Result<Change, Error> {
+    fn apply(&mut self, op: &Op, stamp: Stamp, uptime: u32) -> Result<Change, Error> {
         let mut tree = self.tree.write();
-        let change = tree.apply(op, stamp, now)?;
+        let change = tree.apply(op, stamp, uptime)?;
         for observer in self.observers.lock().iter() {
             observer.applied(&change);
         }

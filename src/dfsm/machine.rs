@@ -343,7 +343,10 @@ impl<A: Application> Machine<A> {
     /// Calls the application and carries out what it asked for, in order.
     pub(super) fn with_app<T>(&mut self, call: impl FnOnce(&mut A, &mut Ctx<A::Action>) -> T) -> T {
         let lowest = !self.members.is_empty() && self.own.nodeid == self.lowest;
-        let mut ctx = Ctx::new(self.now.wall, self.own, lowest);
+        let mut ctx = Ctx {
+            uptime: self.now.mono.as_secs() as u32,
+            ..Ctx::new(self.now.wall, self.own, lowest)
+        };
         let result = call(&mut self.app, &mut ctx);
         for effect in ctx.effects {
             match effect {

@@ -255,11 +255,11 @@ impl Loader {
         Ok(())
     }
 
-    /// All rows have come: builds the tree. `now` is the local time, for the locks.
+    /// All rows have come: builds the tree. `uptime` is a monotonic time, for the locks.
     ///
     /// # Errors
     /// [`LoadError::MissingDirectory`].
-    pub fn finish(self, now: u32) -> Result<(Tree, Vec<LoadNote>), LoadError> {
+    pub fn finish(self, uptime: u32) -> Result<(Tree, Vec<LoadNote>), LoadError> {
         if let Some(&inode) = self.placeholders.first() {
             return Err(LoadError::MissingDirectory { inode });
         }
@@ -280,7 +280,7 @@ impl Loader {
                 .into_iter()
                 .map(LoadNote::DuplicateGuest),
         );
-        tree.rebuild_locks(now);
+        tree.rebuild_locks(uptime);
         Ok((tree, notes))
     }
 }
@@ -318,13 +318,13 @@ impl Tree {
     /// [`LoadError`] names the first row that cannot be.
     pub fn load(
         rows: impl Iterator<Item = LoadRow>,
-        now: u32,
+        uptime: u32,
     ) -> Result<(Tree, Vec<LoadNote>), LoadError> {
         let mut loader = Loader::new();
         for row in rows {
             loader.push(row)?;
         }
-        loader.finish(now)
+        loader.finish(uptime)
     }
 
     /// Enters every entry in its directory. Returns the entries whose name another one has, each

@@ -10,14 +10,15 @@ use super::tree::Tree;
 use super::{MAX_DEPTH, MAX_FILE_SIZE};
 
 impl Tree {
-    /// Applies an operation of a local client in local mode: writer 0, time `now`.
+    /// Applies an operation of a local client in local mode: writer 0, wall clock `now`; `uptime` as
+    /// for [`Tree::apply`].
     ///
     /// A set-mtime to 0 below `priv/lock/` is an unlock request: it removes the directory if it has
     /// expired (database.md 11), else it is the plain operation.
     ///
     /// # Errors
     /// Those of [`Tree::check_local`] and [`Tree::apply`].
-    pub fn apply_local(&mut self, op: &Op, now: u32) -> Result<Change, Error> {
+    pub fn apply_local(&mut self, op: &Op, now: u32, uptime: u32) -> Result<Change, Error> {
         self.check_local(op)?;
         let stamp = Stamp {
             writer: 0,
@@ -25,12 +26,12 @@ impl Tree {
         };
         if let Some((path, inode)) = self.unlock_request(op) {
             if let Some(checksum) = self.lock_checksum(inode) {
-                if self.lock_expired(path, &checksum, now) {
-                    return self.apply(&Op::Delete { path: path.clone() }, stamp, now);
+                if self.lock_expired(path, &checksum, uptime) {
+                    return self.apply(&Op::Delete { path: path.clone() }, stamp, uptime);
                 }
             }
         }
-        self.apply(op, stamp, now)
+        self.apply(op, stamp, uptime)
     }
 
     /// Path and inode of the directory `op` asks to unlock, if it is an unlock request.
@@ -138,13 +139,14 @@ impl Tree {
             writer: 0,
             mtime: now,
         };
-        let create = self.apply(&Op::Create { path: path.clone() }, stamp, now)?;
+        // No lock is made: no age is needed.
+        let create = self.apply(&Op::Create { path: path.clone() }, stamp, 0)?;
         let write = Op::Write {
             path: path.clone(),
             offset: 0,
             data: data.to_vec(),
             truncate: true,
         };
-        Ok([create, self.apply(&write, stamp, now)?])
+        Ok([create, self.apply(&write, stamp, 0)?])
     }
 }

@@ -12,6 +12,7 @@ use rusqlite::{Connection, OpenFlags};
 use super::commit::{Write, Writer};
 use super::rows::{SELECT, load_row};
 use super::{CREATE_TABLE, DOMAIN};
+use crate::clock::uptime;
 use crate::memdb::{Change, LoadError, LoadNote, Loader, RootRow, Tree};
 
 /// How long a foreign lock on the file is waited for (database.md 4).
@@ -140,7 +141,7 @@ impl Store {
             conn,
             path: path.to_owned(),
         };
-        let (tree, notes) = store.load(now)?;
+        let (tree, notes) = store.load()?;
         store.put_first_version(&tree, &notes, now)?;
         Ok((
             store,
@@ -158,7 +159,7 @@ impl Store {
     }
 
     /// Reads the whole table.
-    fn load(&self, now: u32) -> Result<(Tree, Vec<LoadNote>), OpenError> {
+    fn load(&self) -> Result<(Tree, Vec<LoadNote>), OpenError> {
         let select = SELECT_FAILED;
         // Each page is needed once: no use in filling the page cache.
         let cache = |size: i64| {
@@ -166,23 +167,19 @@ impl Store {
                 .execute_batch(&format!("PRAGMA cache_size={size}"))
         };
         cache(LOAD_CACHE).map_err(sqlite(select))?;
-        let loaded = self.load_rows(now, select)?;
+        let loaded = self.load_rows(select)?;
         cache(CACHE).map_err(sqlite(select))?;
         Ok(loaded)
     }
 
-    fn load_rows(
-        &self,
-        now: u32,
-        select: &'static str,
-    ) -> Result<(Tree, Vec<LoadNote>), OpenError> {
+    fn load_rows(&self, select: &'static str) -> Result<(Tree, Vec<LoadNote>), OpenError> {
         let mut loader = Loader::new();
         let mut statement = self.conn.prepare(SELECT).map_err(sqlite(select))?;
         let mut rows = statement.query([]).map_err(sqlite(select))?;
         while let Some(row) = rows.next().map_err(sqlite(select))? {
             loader.push(load_row(row).map_err(sqlite(select))?)?;
         }
-        Ok(loader.finish(now)?)
+        Ok(loader.finish(uptime())?)
     }
 
     /// Writes the version row of a database that has none yet, with the current time; the tree does
