@@ -53,7 +53,8 @@ pub struct ViewConfig {
 #[derive(Clone)]
 pub struct View(Arc<Inner>);
 
-/// The shared part of a [`View`]. Lock order: tree → inodes; no other two locks are held at once.
+/// The shared part of a [`View`]. Lock order: tree → inodes, tree → listings; no other two locks are held
+/// at once.
 struct Inner {
     tree: SharedTree,
     replica: Arc<dyn Replica>,
