@@ -18,6 +18,7 @@
 //! * [`daemon`] – start and stop order, lock, pid file, restart flag, signals, logging.
 #![deny(unsafe_code)]
 
+mod clock;
 pub mod cluster;
 pub mod corosync;
 pub mod daemon;

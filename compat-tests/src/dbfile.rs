@@ -139,6 +139,18 @@ impl Builder {
         inode
     }
 
+    /// So many directories `d` in the root, each in the one before.
+    pub fn chain(&mut self, depth: usize) {
+        let mut parent = 0;
+        for _ in 0..depth {
+            let inode = self.add("d", 4, None);
+            if let Some(row) = self.rows.last_mut() {
+                row.parent = parent;
+            }
+            parent = inode;
+        }
+    }
+
     /// A file and the directories above it.
     pub fn file(&mut self, path: &str, data: &[u8]) {
         let data = (!data.is_empty()).then(|| data.to_vec());

@@ -6,16 +6,18 @@ mod cluster;
 
 use cluster::writer::{Reader, Writer, Written, check, check_reads, readers, writers};
 use cluster::{Assignment, Cluster, SOON, VISIBLE, WRITE_TIMEOUT};
-use compat_tests::client::ROOT;
-use compat_tests::daemon::wait_for;
+use compat_tests::client::{ROOT, compile};
+use compat_tests::daemon::{proc_value, wait_for};
 use compat_tests::{Client, dbfile, report};
 use nix::sys::signal::Signal;
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 on_assignments!(
-    ours: partition_and_heal, corosync_restarts, stopped_peer;
+    ours: partition_and_heal, corosync_restarts, stopped_peer, silent_member;
     mixed: partition_and_heal, corosync_restarts, stopped_peer, writing_while_rejoining
 );
 
@@ -298,5 +300,43 @@ fn writing_while_rejoining(who: &Assignment) {
         }
         check(&cluster, &round, &written);
     }
+    cluster.finish();
+}
+
+/// A member joins, never says what it has, and sends changes without end: 400 MiB, that all others
+/// keep until the synchronisation is over. They leave before that takes too much memory, say whom
+/// they waited for, serve reads, and are back when that member is gone.
+fn silent_member(who: &Assignment) {
+    const MIB: u64 = 400;
+    let mut cluster = Cluster::new(who);
+    cluster.on(1, || fs::write("/etc/pve/file", "content").unwrap());
+    cluster.same_trees(VISIBLE);
+    let mut command = cluster.node(2).command(compile("cpgsilent"));
+    command.arg(MIB.to_string()).stdout(Stdio::piped());
+    let mut silent = command.spawn().unwrap();
+    let mut line = String::new();
+    let mut output = BufReader::new(silent.stdout.take().unwrap());
+    output.read_line(&mut line).unwrap();
+    assert_eq!(line, "sent\n", "{}", who.name);
+    let mut peaks = Vec::new();
+    for i in 1..=3 {
+        let pid = cluster.daemon(i).pid();
+        let said = "MiB of messages wait for state of members node2 - leaving the group";
+        // What came back to the sender may still be on its way to the others.
+        let left = wait_for(SOON, || cluster.log(i).contains(said));
+        assert!(left, "{}: node {i}: {}", who.name, cluster.log(i));
+        let peak = proc_value(pid, "status", "VmHWM").unwrap() / 1024;
+        assert!(peak < 256, "{}: node {i} took {peak} MiB", who.name);
+        let content = cluster.on(i, || fs::read_to_string("/etc/pve/file").unwrap());
+        assert_eq!(content, "content");
+        peaks.push(peak);
+    }
+    report(&format!(
+        "silent member {}: {MIB} MiB sent, peaks {peaks:?} MiB",
+        who.name
+    ));
+    silent.kill().unwrap();
+    silent.wait().unwrap();
+    cluster.wait_online();
     cluster.finish();
 }

@@ -14,7 +14,8 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
-on_assignments!(joiner_gets_2000_files, verify_rounds, status);
+on_assignments!(ours: joiner_gets_2000_files, verify_rounds, status, deep_chain;
+    mixed: joiner_gets_2000_files, verify_rounds, status);
 
 /// One node has 2,000 guests and a large file before the others, which are empty, start; every node
 /// is the first once.
@@ -49,6 +50,64 @@ fn joiner_gets_2000_files(who: &Assignment) {
             dbfile::remove_with_log(&cluster.node(i).database());
         }
     }
+}
+
+/// A chain of 16,000 directories, which an index of 640 KB brings: two nodes get it, and lose it again
+/// with their other entries. The limits are those of any other synchronisation. What is deeper than
+/// clients may make is served, and can be removed.
+fn deep_chain(who: &Assignment) {
+    const DEPTH: usize = 16_000;
+    const ALLOWED: usize = 128;
+    let mut cluster = Cluster::without_daemons(who);
+    let conf = fs::read(cluster.node(1).path("/etc/corosync/corosync.conf")).unwrap();
+    let mut database = dbfile::Builder::default();
+    database.chain(DEPTH);
+    database.file("corosync.conf", &conf);
+    database.write(&cluster.node(1).database()).unwrap();
+    cluster.start(1);
+    let joined = Instant::now();
+    (2..=3).for_each(|i| cluster.spawn(i));
+    (2..=3).for_each(|i| {
+        cluster.daemon(i).wait_usable();
+    });
+    cluster.wait_online();
+    cluster.equal(SOON);
+    let took = joined.elapsed();
+    report(&format!(
+        "cluster-sync {}: a chain of {DEPTH} directories to two nodes: {took:?} with their start",
+        who.name
+    ));
+    cluster.on(2, || {
+        std::env::set_current_dir("/etc/pve").unwrap();
+        let down = |levels| (0..levels).for_each(|_| std::env::set_current_dir("d").unwrap());
+        down(ALLOWED - 1);
+        fs::create_dir("made").unwrap();
+        fs::remove_dir("made").unwrap();
+        down(1);
+        let refused = fs::create_dir("made").unwrap_err();
+        assert_eq!(
+            refused.raw_os_error(),
+            Some(nix::errno::Errno::ENAMETOOLONG as i32)
+        );
+        down(ALLOWED);
+        assert_eq!(fs::read_dir(".").unwrap().count(), 1);
+        std::env::set_current_dir("/").unwrap();
+    });
+    // Two nodes have a newer database without it when the third comes back.
+    cluster.stop_well(3);
+    for i in 1..=2 {
+        cluster.stop_well(i);
+        let mut database = dbfile::Builder::guests(DEPTH);
+        database.file("corosync.conf", &conf);
+        database.write(&cluster.node(i).database()).unwrap();
+    }
+    cluster.start(1);
+    cluster.start(2);
+    cluster.wait_online();
+    cluster.start(3);
+    cluster.wait_online();
+    cluster.equal(SOON);
+    cluster.finish();
 }
 
 /// How often these words are in the log of a node.

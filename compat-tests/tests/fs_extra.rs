@@ -13,6 +13,7 @@ on_both!(
     shared_mapping,
     open_and_removed,
     beyond_the_largest_size,
+    depth,
     memory_over_many_changes
 );
 
@@ -119,6 +120,31 @@ fn open_and_removed(subject: &Subject) {
     checker.must("names after the restart", "replaced", &names.join(" "));
     let content = node.inside(|| fs::read_to_string("/etc/pve/replaced").unwrap());
     checker.must("content after the restart", "new", &content);
+    checker.finish();
+    drop(daemon);
+}
+
+/// How deep clients may make directories, files and what they rename.
+fn depth(subject: &Subject) {
+    const ALLOWED: usize = 128;
+    let (_lab, node) = Lab::single();
+    let daemon = Daemon::local(&node, subject);
+    let mut checker = Checker::new(subject, "fs-depth");
+    let deep = |levels: usize| format!("/etc/pve/{}", "d/".repeat(levels));
+    let mut seen = |case: &str, result: std::io::Result<()>| {
+        let word = result.map_or_else(|e| format!("{:?}", e.kind()), |()| "ok".into());
+        checker.must(case, "ok", &word);
+    };
+    node.inside(|| {
+        seen("128 directories", fs::create_dir_all(deep(ALLOWED)));
+        let beside = format!("{}file", deep(ALLOWED - 1));
+        seen("a file below 127", fs::write(&beside, "x"));
+        let below = format!("{}file", deep(ALLOWED));
+        seen("a file below 128", fs::write(&below, "x"));
+        let _ = fs::remove_file(&below);
+        seen("rename below 128", fs::rename(&beside, &below));
+        seen("129 directories", fs::create_dir(deep(ALLOWED + 1)));
+    });
     checker.finish();
     drop(daemon);
 }

@@ -1,6 +1,7 @@
 //! Locks below `priv/lock`, names that only one can make, and many writers at once.
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)]
+use compat_tests::client::compile_preload;
 use compat_tests::{Checker, Daemon, Lab, Node, Subject, dbfile, on_both, report};
 use std::collections::BTreeMap;
 use std::fs::{self, File, FileTimes};
@@ -8,7 +9,7 @@ use std::path::Path;
 use std::sync::Barrier;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-on_both!(expiry, one_winner, many_writers);
+on_both!(expiry, clock_step, one_winner, many_writers);
 
 /// What PVE does to ask for a stale lock: utime(0, 0).
 fn ask_for(path: &str) -> String {
@@ -82,6 +83,55 @@ fn expiry(subject: &Subject) {
         assert_eq!(case, other);
         checker.must(case, want, got);
     }
+    checker.finish();
+    drop(daemon);
+}
+
+/// The wall clock is set three minutes ahead, as by a late NTP: a lock that is a second old stays.
+fn clock_step(subject: &Subject) {
+    let (_lab, node) = Lab::single();
+    let clock = node.dir.join("clock-shift");
+    let preload = format!("LD_PRELOAD={}", compile_preload("clockshift").display());
+    let shift = format!("CLOCK_SHIFT={}", clock.display());
+    let env = Subject {
+        kind: subject.kind,
+        binary: "env".into(),
+    };
+    let binary = subject.binary.to_string_lossy();
+    let args = [&preload, &shift, "CLOCK_SHIFT_ALL=1", &binary, "-f", "-l"];
+    let mut daemon = Daemon::spawn(&node, &env, &args);
+    daemon.wait_usable();
+    let mut checker = Checker::new(subject, "locks-clock");
+    let lock = "/etc/pve/priv/lock/held";
+    node.inside(|| {
+        fs::create_dir_all(lock).unwrap();
+        checker.must("fresh", "PermissionDenied", &ask_for(lock));
+        fs::write("/etc/pve/before", "").unwrap();
+        fs::write(&clock, "180").unwrap();
+        fs::write("/etc/pve/after", "").unwrap();
+        let mtime = |name: &str| {
+            let meta = fs::metadata(format!("/etc/pve/{name}")).unwrap();
+            meta.modified().unwrap()
+        };
+        let step = mtime("after").duration_since(mtime("before")).unwrap();
+        assert!(
+            (180..240).contains(&step.as_secs()),
+            "the daemon's clock was set: {step:?}"
+        );
+        let answer = ask_for(lock);
+        std::thread::sleep(Duration::from_millis(1200));
+        let there = if fs::metadata(lock).is_ok() {
+            "there"
+        } else {
+            "gone"
+        };
+        let seen = format!("{answer}, {there}");
+        checker.must(
+            "after a step of the clock",
+            "PermissionDenied, there",
+            &seen,
+        );
+    });
     checker.finish();
     drop(daemon);
 }

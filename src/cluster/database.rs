@@ -59,10 +59,10 @@ impl TreeHost for Host {
         change(&mut tree)
     }
 
-    fn apply(&mut self, op: &Op, stamp: Stamp, now: u32) -> Result<Change, Error> {
+    fn apply(&mut self, op: &Op, stamp: Stamp, uptime: u32) -> Result<Change, Error> {
         let mut tree = self.tree.write();
         let _whole = uninterrupted();
-        let change = tree.apply(op, stamp, now)?;
+        let change = tree.apply(op, stamp, uptime)?;
         for observer in self.observers.lock().iter() {
             observer.applied(&change);
         }

@@ -4,7 +4,7 @@
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
@@ -15,6 +15,7 @@ use super::inbox::{Inbox, wait};
 use super::logs::log;
 use super::rounds::Rounds;
 use super::{Command, GroupName, Overview};
+use crate::clock::monotonic;
 use crate::corosync::quorum::Quorum;
 use crate::dcdb::{self, Dcdb};
 use crate::dfsm::{Application, Busy, Event, Level, Now, Ticket};
@@ -60,7 +61,6 @@ pub(super) struct Core {
     pub status: Arc<Status>,
     pub announcer: Arc<Announcer>,
     pub clock: Clock,
-    pub started: Instant,
     pub stop_at: Option<Duration>,
     /// What dcdb was told of the disk.
     pub writable: bool,
@@ -143,19 +143,19 @@ impl Core {
     fn now(&self) -> Now {
         Now {
             wall: (self.clock)(),
-            mono: self.started.elapsed(),
+            mono: monotonic(),
         }
     }
 
     fn is_over(&self) -> bool {
         self.stop_at.is_some_and(|at| {
-            (self.dcdb.is_closed() && self.kvstore.is_closed()) || self.started.elapsed() >= at
+            (self.dcdb.is_closed() && self.kvstore.is_closed()) || monotonic() >= at
         })
     }
 
     /// How long to wait for the next event.
     fn patience(&self, tick_at: Duration) -> Duration {
-        let limit = tick_at.saturating_sub(self.started.elapsed());
+        let limit = tick_at.saturating_sub(monotonic());
         if self.dcdb.is_blocked() || self.kvstore.is_blocked() || self.rounds.is_blocked() {
             limit.min(SEND_RETRY)
         } else if self.dcdb.wants_room() || self.round_seen.is_some() {

@@ -314,7 +314,6 @@ impl Prepared {
             status: parts.status,
             announcer: parts.announcer,
             clock: parts.clock,
-            started: Instant::now(),
             stop_at: None,
             writable: true,
             overview: replica.overview.clone(),

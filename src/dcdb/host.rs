@@ -12,11 +12,11 @@ pub trait TreeHost {
     /// Changes what only this node knows about it (lock ages).
     fn adjust<T>(&mut self, change: impl FnOnce(&mut Tree) -> T) -> T;
 
-    /// Applies one operation ([`Tree::apply`]).
+    /// Applies one operation ([`Tree::apply`]); `uptime` is for the ages of locks.
     ///
     /// # Errors
     /// Those of [`Tree::apply`].
-    fn apply(&mut self, op: &Op, stamp: Stamp, now: u32) -> Result<Change, Error>;
+    fn apply(&mut self, op: &Op, stamp: Stamp, uptime: u32) -> Result<Change, Error>;
 
     /// Puts another tree in its place after a synchronisation.
     fn replace(&mut self, tree: Tree);
@@ -36,8 +36,8 @@ impl TreeHost for Tree {
         change(self)
     }
 
-    fn apply(&mut self, op: &Op, stamp: Stamp, now: u32) -> Result<Change, Error> {
-        Tree::apply(self, op, stamp, now)
+    fn apply(&mut self, op: &Op, stamp: Stamp, uptime: u32) -> Result<Change, Error> {
+        Tree::apply(self, op, stamp, uptime)
     }
 
     fn replace(&mut self, tree: Tree) {

@@ -7,16 +7,18 @@
 //! up, its callers get EIO, and the others do not count on it. Then it joins and synchronises again.
 #![forbid(unsafe_code)]
 
-use std::collections::VecDeque;
+use std::collections::btree_map::Entry as Slot;
+use std::collections::{BTreeMap, VecDeque};
 
 use crate::dfsm::{
     Application, Consequence, Ctx, Delivery, Level, MemberId, Outgoing, Plan, Verdict,
 };
-use crate::memdb::{Change, Error, Index, Op, ROOT_INODE, Stamp, Tree, TreePath};
+use crate::memdb::{Change, Error, Index, Inode, Op, ROOT_INODE, Stamp, Tree};
 use crate::replica::Applied;
 
 mod history;
 mod host;
+mod locks;
 mod sync;
 #[cfg(test)]
 mod tests;
@@ -29,6 +31,10 @@ use wire::{Message, Update};
 
 /// Path of the corosync configuration that is copied to the host.
 const COROSYNC_CONF: &[u8] = b"corosync.conf";
+/// Lines about unwanted updates that one synchronisation may cost.
+const UNWANTED_LINES: u32 = 5;
+/// Lines about what is odd in the database of the leader.
+const NOTE_LINES: usize = 20;
 
 /// Something for the disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,7 +75,9 @@ pub struct Dcdb<H: TreeHost> {
     writable: bool,
     /// Follower: index of the leader, and what it sent so far.
     master: Option<Index>,
-    updates: Vec<Update>,
+    updates: BTreeMap<Inode, Update>,
+    /// Lines about updates that were not asked for, in this synchronisation.
+    unwanted: u32,
     /// Leader: what is still to be sent, as it was when the states were compared.
     outgoing: VecDeque<Update>,
     /// Own changes that nobody was told of.
@@ -84,7 +92,8 @@ impl<H: TreeHost> Dcdb<H> {
             quorate: false,
             writable: true,
             master: None,
-            updates: Vec::new(),
+            updates: BTreeMap::new(),
+            unwanted: 0,
             outgoing: VecDeque::new(),
             history: History::default(),
         }
@@ -112,7 +121,7 @@ impl<H: TreeHost> Dcdb<H> {
             mtime: time,
         };
         let before = (from == ctx.own).then(|| self.host.read(|tree| Before::new(op, tree)));
-        let change = self.host.apply(op, stamp, ctx.now)?;
+        let change = self.host.apply(op, stamp, ctx.uptime)?;
         self.history.push(before, &change);
         let inode = change.inode;
         ctx.act(Action::Store(Box::new(Write::Change(change))));
@@ -124,29 +133,22 @@ impl<H: TreeHost> Dcdb<H> {
         Ok(Applied { inode })
     }
 
-    /// The lock at `path`, if it is one and still the one that `checksum` was taken of.
-    fn is_lock(&self, path: &TreePath, checksum: &[u8; 32]) -> bool {
-        path.is_lock()
-            && self.host.read(|tree| {
-                tree.lookup(path).is_some_and(|inode| {
-                    tree.get(inode).is_some_and(|entry| entry.is_dir())
-                        && tree.lock_checksum(inode).as_ref() == Some(checksum)
-                })
-            })
-    }
-
-    fn unlock_request(&mut self, path: TreePath, checksum: [u8; 32], ctx: &mut Ctx<Action>) {
-        // Only the age on the lowest node counts.
-        if !ctx.lowest || !self.is_lock(&path, &checksum) {
-            return;
-        }
-        let now = ctx.now;
-        if self
-            .host
-            .adjust(|tree| tree.lock_expired(&path, &checksum, now))
-        {
-            let Outgoing { subtype, payload } = Message::Unlock { checksum, path }.encode();
-            ctx.send(subtype, payload);
+    /// Each entry of the leader's index comes once. Anything else would only fill the memory.
+    fn take_update(&mut self, update: Update, ctx: &mut Ctx<Action>) {
+        let inode = update.0.inode;
+        let announced = self.master.as_ref().is_some_and(|master| master.has(inode));
+        match self.updates.entry(inode) {
+            Slot::Vacant(slot) if announced => {
+                slot.insert(update);
+            }
+            _ => {
+                self.unwanted += 1;
+                if self.unwanted <= UNWANTED_LINES {
+                    let what = if announced { "second" } else { "unannounced" };
+                    let text = format!("ignore {what} update of inode {inode:016X}");
+                    ctx.log(Level::Warning, text);
+                }
+            }
         }
     }
 
@@ -259,20 +261,17 @@ impl<H: TreeHost> Application for Dcdb<H> {
     fn prepare(
         &mut self,
         request: Op,
-        _ctx: &mut Ctx<Action>,
+        ctx: &mut Ctx<Action>,
     ) -> Result<Vec<Outgoing>, Self::Reply> {
-        self.host.read(|tree| {
-            tree.check_local(&request).map_err(Err)?;
-            let mut messages = Vec::new();
-            if let Some((path, inode)) = tree.unlock_request(&request) {
-                if let Some(checksum) = tree.lock_checksum(inode) {
-                    let path = path.clone();
-                    messages.push(Message::UnlockRequest { checksum, path }.encode());
-                }
-            }
-            messages.push(Message::Op(without_growing_truncate(request, tree)).encode());
-            Ok(messages)
-        })
+        self.host
+            .read(|tree| tree.check_local(&request))
+            .map_err(Err)?;
+        let mut messages = Vec::from_iter(self.unlock(&request, ctx.uptime));
+        let op = self
+            .host
+            .read(|tree| without_growing_truncate(request, tree));
+        messages.push(Message::Op(op).encode());
+        Ok(messages)
     }
 
     fn deliver(&mut self, delivery: Delivery<'_>, ctx: &mut Ctx<Action>) -> Verdict<Self::Reply> {
@@ -363,7 +362,7 @@ impl<H: TreeHost> Application for Dcdb<H> {
     fn process_update(&mut self, payload: &[u8], ctx: &mut Ctx<Action>) -> bool {
         match Update::parse(payload) {
             Ok(update) => {
-                self.updates.push(update);
+                self.take_update(update, ctx);
                 true
             }
             Err(error) => {
@@ -377,17 +376,17 @@ impl<H: TreeHost> Application for Dcdb<H> {
     }
 
     fn commit(&mut self, ctx: &mut Ctx<Action>) -> bool {
-        let updates = std::mem::take(&mut self.updates);
+        let updates: Vec<Update> = std::mem::take(&mut self.updates).into_values().collect();
         let count = updates.len();
         let text = format!("update complete - trying to commit (got {count} inode updates)");
         ctx.log(Level::Notice, text);
         let Some(master) = self.master.take() else {
             return false;
         };
-        let now = ctx.now;
+        let uptime = ctx.uptime;
         let outcome = self
             .host
-            .read(|tree| sync::build(tree, &master, &updates, now));
+            .read(|tree| sync::build(tree, &master, &updates, uptime));
         let sync::Outcome {
             tree,
             commit,
@@ -400,8 +399,11 @@ impl<H: TreeHost> Application for Dcdb<H> {
             }
         };
         self.history.clear();
-        for note in notes {
+        for note in notes.iter().take(NOTE_LINES) {
             ctx.log(Level::Warning, note.to_string());
+        }
+        if let Some(more @ 1..) = notes.len().checked_sub(NOTE_LINES) {
+            ctx.log(Level::Warning, format!("{more} more entries are odd"));
         }
         self.replace(tree, commit, ctx);
         true
@@ -410,6 +412,7 @@ impl<H: TreeHost> Application for Dcdb<H> {
     fn forget_sync(&mut self) {
         self.master = None;
         self.updates.clear();
+        self.unwanted = 0;
         self.outgoing.clear();
     }
 
@@ -433,7 +436,7 @@ impl<H: TreeHost> Application for Dcdb<H> {
         }
         let before = self.history.count();
         let history = &mut self.history;
-        let outcome = self.host.read(|tree| history.take_back(tree, ctx.now));
+        let outcome = self.host.read(|tree| history.take_back(tree, ctx.uptime));
         match outcome {
             Ok(sync::Outcome { tree, commit, .. }) => {
                 let count = before - self.history.count();

@@ -90,7 +90,7 @@ pub(super) fn build(
     old: &Tree,
     master: &Index,
     updates: &[Update],
-    now: u32,
+    uptime: u32,
 ) -> Result<Outcome, CommitError> {
     let keep: BTreeSet<Inode> = master.entries.iter().map(|e| e.inode).collect();
     let delete: Vec<Inode> = old
@@ -114,7 +114,7 @@ pub(super) fn build(
         }
     }
     let version = root.unwrap_or_else(|| old.root_row());
-    let (tree, notes) = successor(old, rows, version, now).map_err(CommitError::Load)?;
+    let (tree, notes) = successor(old, rows, version, uptime).map_err(CommitError::Load)?;
     if tree.index() != *master {
         return Err(CommitError::Mismatch);
     }
@@ -143,11 +143,11 @@ pub(super) fn successor(
     old: &Tree,
     mut rows: BTreeMap<i64, LoadRow>,
     root: RootRow,
-    now: u32,
+    uptime: u32,
 ) -> Result<(Tree, Vec<LoadNote>), LoadError> {
     rows.insert(ROOT_INODE as i64, version_row(root));
-    let (mut tree, notes) = Tree::load(rows.into_values(), now)?;
-    tree.rebuild_locks_keeping(old, now);
+    let (mut tree, notes) = Tree::load(rows.into_values(), uptime)?;
+    tree.rebuild_locks_keeping(old, uptime);
     Ok((tree, notes))
 }
 

@@ -1,9 +1,11 @@
 //! The database as a replicated application.
 #![forbid(unsafe_code)]
 
+use std::sync::Arc;
+
 use super::wire::Message;
 use super::*;
-use crate::memdb::TreePath;
+use crate::memdb::{Row, TreePath};
 
 const ME: MemberId = MemberId { nodeid: 1, pid: 10 };
 const YOU: MemberId = MemberId { nodeid: 2, pid: 20 };
@@ -180,6 +182,59 @@ fn an_expired_lock_is_unlocked_by_the_lowest_node() {
     assert!(dcdb.host().lookup(&lock).is_none());
 }
 
+/// The lock is gone when whoever asked for it is answered, on whatever node that is.
+#[test]
+fn a_lock_that_expired_here_is_unlocked_before_the_answer() {
+    let mut dcdb = quorate();
+    for dir in ["priv", "priv/lock", "priv/lock/x", "priv/lock/x/y"] {
+        apply(&mut dcdb, Op::Mkdir { path: path(dir) });
+    }
+    let ask = |dcdb: &mut Dcdb<Tree>, lock: &str, uptime: u32| {
+        let op = Op::SetMtime {
+            path: path(lock),
+            mtime: 0,
+        };
+        // The wall clock says something else.
+        let mut ctx = Ctx::new(5000, ME, false);
+        ctx.uptime = uptime;
+        let sent = dcdb.prepare(op, &mut ctx).unwrap();
+        let parse = |m: &Outgoing| Message::parse(m.subtype, &m.payload).unwrap();
+        sent.iter().map(parse).collect::<Vec<_>>()
+    };
+    let [Message::UnlockRequest { .. }, Message::Op(_)] = &ask(&mut dcdb, "priv/lock/x", 220)[..]
+    else {
+        panic!("120 s are not over");
+    };
+    // Below a lock is no lock.
+    let messages = ask(&mut dcdb, "priv/lock/x/y", 500);
+    assert!(matches!(messages[0], Message::UnlockRequest { .. }));
+    apply(
+        &mut dcdb,
+        Op::Delete {
+            path: path("priv/lock/x/y"),
+        },
+    );
+    let messages = ask(&mut dcdb, "priv/lock/x", 221);
+    assert_eq!(messages.len(), 2);
+    assert!(matches!(messages[0], Message::Unlock { .. }));
+    let verdicts: Vec<_> = messages
+        .iter()
+        .map(|message| deliver(&mut dcdb, ME, 222, message.clone()).0)
+        .collect();
+    assert!(matches!(verdicts[0], Verdict::Applied(Ok(_))));
+    assert_eq!(verdicts[1], Verdict::Applied(Err(Error::NotFound)));
+    assert_eq!(dcdb.host().lookup(&path("priv/lock/x")), None);
+    // A lock that somebody takes in between stays.
+    apply(
+        &mut dcdb,
+        Op::Mkdir {
+            path: path("priv/lock/x"),
+        },
+    );
+    deliver(&mut dcdb, ME, 222, messages[0].clone());
+    assert!(dcdb.host().lookup(&path("priv/lock/x")).is_some());
+}
+
 /// A leader with a database, and a follower with another.
 fn synchronise(follower: &mut Dcdb<Tree>, leader: &mut Dcdb<Tree>) -> (bool, Vec<Action>) {
     let mut own = ctx(300);
@@ -241,6 +296,42 @@ fn a_synchronisation_is_one_write() {
         Action::ExportCorosyncConf { notify: false },
     ];
     assert_eq!(actions[1..], rest);
+}
+
+/// Whatever else the leader sends is not kept: it could fill the memory.
+#[test]
+fn an_update_is_taken_once_and_only_if_it_was_announced() {
+    let (mut follower, mut leader) = (quorate(), leader());
+    let mut own = ctx(300);
+    let states = [
+        (ME, follower.state(&mut own).unwrap().into_boxed_slice()),
+        (YOU, leader.state(&mut own).unwrap().into_boxed_slice()),
+    ];
+    follower.process_states(&states, &mut own).unwrap();
+    leader
+        .process_states(&states, &mut Ctx::new(300, YOU, false))
+        .unwrap();
+    let unannounced = Update(Row {
+        inode: 999,
+        parent: 0,
+        version: 999,
+        writer: 2,
+        mtime: 1,
+        type_code: 8,
+        name: Arc::from(&b"x"[..]),
+        data: Some(Arc::from(vec![b'x'; 1 << 20])),
+    });
+    let mut sent = 0;
+    while let Some(update) = leader.next_update() {
+        for _ in 0..100 {
+            assert!(follower.process_update(&update, &mut own));
+            assert!(follower.process_update(&unannounced.encode(), &mut own));
+        }
+        sent += 1;
+        assert_eq!(follower.updates.len(), sent);
+    }
+    assert!(follower.commit(&mut own));
+    assert_eq!(follower.host().encode_index(), leader.host().encode_index());
 }
 
 #[test]

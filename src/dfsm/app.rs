@@ -52,6 +52,8 @@ pub struct Plan {
 pub struct Ctx<X> {
     /// Wall clock of this node, seconds.
     pub now: u32,
+    /// Monotonic clock of this node, seconds.
+    pub uptime: u32,
     /// This process.
     pub own: MemberId,
     /// True if no member has a lower node id.
@@ -68,10 +70,11 @@ pub(super) enum Effect<X> {
 }
 
 impl<X> Ctx<X> {
-    /// A context of its own, for tests of an application without a machine.
+    /// A context of its own, for tests of an application without a machine. Both clocks say `now`.
     pub fn new(now: u32, own: MemberId, lowest: bool) -> Self {
         Ctx {
             now,
+            uptime: now,
             own,
             lowest,
             effects: Vec::new(),

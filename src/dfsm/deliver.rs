@@ -33,11 +33,12 @@ impl<A: Application> Machine<A> {
             return self.set_mode(Mode::VersionError);
         }
         if base.protocol < A::PROTOCOL {
-            let text = format!(
-                "ignore message of older protocol {} from {from}",
-                base.protocol
-            );
-            return self.log(Level::Notice, text);
+            return self.log_message(Level::Notice, || {
+                format!(
+                    "ignore message of older protocol {} from {from}",
+                    base.protocol
+                )
+            });
         }
         match Message::parse(bytes) {
             Ok(Message {
@@ -87,12 +88,27 @@ impl<A: Application> Machine<A> {
                     // Whoever sent it: the synced members apply it at this very moment, so it
                     // comes behind the updates and before what was queued earlier for unsynced
                     // senders (7.3, first measure).
-                    self.sync_queue.push_back(message);
+                    self.sync_queue.push(message);
                 } else {
                     self.msg_queue.insert(message);
                 }
+                self.bound_queues();
             }
             Mode::Leave | Mode::VersionError => {}
+        }
+    }
+
+    /// Leaves the group if what waits for the end of the synchronisation takes too much memory.
+    fn bound_queues(&mut self) {
+        let bytes = self.msg_queue.bytes() + self.sync_queue.bytes();
+        if bytes > self.config.queue_bytes {
+            let missing = self.missing().unwrap_or_default();
+            let text = format!(
+                "{} MiB of messages wait for {missing} - leaving the group, to come back later",
+                bytes >> 20
+            );
+            self.log(Level::Critical, text);
+            self.leave();
         }
     }
 
@@ -129,11 +145,16 @@ impl<A: Application> Machine<A> {
             return self.sync_start(from, epoch);
         }
         if epoch != self.epoch {
-            let text = format!(
-                "ignore message of epoch {epoch} from {from} (now {})",
-                self.epoch
-            );
-            return self.log(Level::Debug, text);
+            let now = self.epoch;
+            return self.log_message(Level::Debug, || {
+                format!("ignore message of epoch {epoch} from {from} (now {now})")
+            });
+        }
+        let of_leader = matches!(kind, Type::Update | Type::UpdateComplete);
+        if of_leader && self.leader.is_some_and(|leader| leader != from) {
+            return self.log_message(Level::Warning, || {
+                format!("ignore update from {from} who is not the leader")
+            });
         }
         match (self.mode, kind) {
             (Mode::StartSync, Type::State) => self.sync_state(from, payload),
@@ -153,7 +174,9 @@ impl<A: Application> Machine<A> {
             (Mode::Synced, Type::VerifyRequest) => self.verify_request(from, payload),
             (Mode::Synced, Type::Verify) => self.verify(payload),
             (Mode::StartSync | Mode::Update, Type::VerifyRequest | Type::Verify) => {
-                self.log(Level::Debug, "ignore verify message while not synced");
+                self.log_message(Level::Debug, || {
+                    "ignore verify message while not synced".to_owned()
+                });
             }
             _ => {
                 let code = kind.code();
@@ -169,20 +192,19 @@ impl<A: Application> Machine<A> {
             Mode::StartSync => {}
             // Two requests in flight: the first round is complete, and so is everybody's state.
             Mode::Synced | Mode::Update => {
-                let text = format!("ignore sync request from {from} (epoch {epoch})");
-                return self.log(Level::Debug, text);
+                return self.log_message(Level::Debug, || {
+                    format!("ignore sync request from {from} (epoch {epoch})")
+                });
             }
             _ => return self.leave(),
         }
-        self.log(
-            Level::Notice,
-            format!("received sync request (epoch {epoch})"),
-        );
+        self.log_message(Level::Notice, || {
+            format!("received sync request (epoch {epoch})")
+        });
         if from.nodeid != self.lowest {
-            self.log(
-                Level::Critical,
-                format!("ignore sync request from wrong member {from}"),
-            );
+            self.log_message(Level::Critical, || {
+                format!("ignore sync request from wrong member {from}")
+            });
         }
         self.epoch = epoch;
         self.forget_sync();
@@ -266,7 +288,7 @@ impl<A: Application> Machine<A> {
             member.synced = true;
         }
         self.set_mode(Mode::Synced);
-        let queue = std::mem::take(&mut self.sync_queue);
+        let queue = self.sync_queue.take();
         self.log_queue("dfsm_deliver_sync_queue", queue.len());
         for message in queue {
             if self.mode != Mode::Synced {
@@ -288,7 +310,7 @@ impl<A: Application> Machine<A> {
             match (self.mode, sender.map(|m| m.synced)) {
                 (Mode::Synced | Mode::Update, None) => {}
                 (Mode::Synced, Some(true)) => self.apply_queued(&message),
-                (Mode::Update, Some(true)) => self.sync_queue.push_back(message),
+                (Mode::Update, Some(true)) => self.sync_queue.push(message),
                 (Mode::Synced | Mode::Update, Some(false)) => rest.push_back(message),
                 _ => return self.leave(),
             }
@@ -349,7 +371,9 @@ impl<A: Application> Machine<A> {
             }
         };
         if self.checksum.id != id || self.checksum.epoch != Some(self.epoch) {
-            return self.log(Level::Notice, "skip verification - no checksum saved");
+            return self.log_message(Level::Notice, || {
+                "skip verification - no checksum saved".to_owned()
+            });
         }
         if self.checksum.sum == sum {
             return self.log(Level::Notice, "data verification successful");

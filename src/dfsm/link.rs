@@ -68,7 +68,7 @@ impl<A: Application> Machine<A> {
     fn reset(&mut self) {
         self.refuse_pending();
         self.forget_sync();
-        self.sync_queue.clear();
+        self.sync_queue.take();
         self.msg_queue.take();
         self.members.clear();
         self.set_mode(Mode::Start);

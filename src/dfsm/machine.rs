@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::app::{Consequence, Effect};
 use super::confirm::Confirm;
 use super::link::Link;
-use super::queue::{CountQueue, Queued};
+use super::queue::{CountQueue, Fifo};
 use super::requests::{Held, Pending};
 use super::{
     Action, ActionOf, Application, Ctx, Epoch, Event, EventOf, Level, MemberId, Mode, Now, wire,
@@ -18,6 +18,9 @@ use super::{
 /// that never says they are done.
 const SETTLE_LIMIT: Duration = Duration::from_secs(10);
 
+/// As much as all files of the database are meant to hold.
+const QUEUE_BYTES: usize = 128 << 20;
+
 /// What can be set.
 #[derive(Debug, Clone, Copy)]
 pub struct Config {
@@ -25,6 +28,9 @@ pub struct Config {
     pub write_timeout: Duration,
     /// Time between two checksum rounds; `None`: only on [`Event::Verify`].
     pub verify_every: Option<Duration>,
+    /// Messages of other members may wait for the end of a synchronisation up to so many bytes; then
+    /// this node leaves the group. A member that never says what it has could fill the memory of all.
+    pub queue_bytes: usize,
     /// Update bytes yielded at once (at least one message).
     pub bulk_bytes: usize,
     /// Keep local requests back while this node is not SYNCED, so that an old node never has to
@@ -39,6 +45,7 @@ impl Default for Config {
         Config {
             write_timeout: Duration::from_secs(30),
             verify_every: None,
+            queue_bytes: QUEUE_BYTES,
             bulk_bytes: 256 << 10,
             hold_back: true,
         }
@@ -64,6 +71,18 @@ pub(super) struct Checksum {
     pub sum: [u8; 32],
 }
 
+/// Lines of one level about single messages of others: so many in so long.
+const LINES: u32 = 20;
+const LINES_EVERY: Duration = Duration::from_secs(60);
+
+/// Counts them.
+#[derive(Debug, Default)]
+pub(super) struct Lines {
+    until: Duration,
+    written: u32,
+    left_out: u64,
+}
+
 /// One group. See the [module documentation](super) for the border to its driver.
 pub struct Machine<A: Application> {
     pub(super) app: A,
@@ -80,7 +99,7 @@ pub struct Machine<A: Application> {
     /// Of the last synchronisation.
     pub(super) leader: Option<MemberId>,
     pub(super) msg_queue: CountQueue,
-    pub(super) sync_queue: VecDeque<Queued>,
+    pub(super) sync_queue: Fifo,
     /// Count of the last NORMAL message sent.
     pub(super) sent: u64,
     pub(super) pending: BTreeMap<u64, Pending>,
@@ -100,6 +119,8 @@ pub struct Machine<A: Application> {
     pub(super) waiting_since: Duration,
     pub(super) missing_at: Duration,
     pub(super) verify_at: Option<Duration>,
+    /// By level.
+    pub(super) lines: [Lines; 4],
 }
 
 impl<A: Application> Machine<A> {
@@ -120,7 +141,7 @@ impl<A: Application> Machine<A> {
             lowest: 0,
             leader: None,
             msg_queue: CountQueue::default(),
-            sync_queue: VecDeque::new(),
+            sync_queue: Fifo::default(),
             sent: 0,
             pending: BTreeMap::new(),
             confirm: Confirm::default(),
@@ -135,6 +156,7 @@ impl<A: Application> Machine<A> {
             waiting_since: Duration::ZERO,
             missing_at: Duration::ZERO,
             verify_at: None,
+            lines: Default::default(),
         }
     }
 
@@ -257,6 +279,9 @@ impl<A: Application> Machine<A> {
     fn entered_error(&mut self) {
         self.refuse_pending();
         self.forget_sync();
+        // Nothing is delivered any more, and the way back may take a while.
+        self.sync_queue.take();
+        self.msg_queue.take();
         let permanent = self.mode.is_permanent();
         if permanent {
             self.refuse_held();
@@ -295,10 +320,33 @@ impl<A: Application> Machine<A> {
         });
     }
 
+    /// Writes a line that every message of another member could cost.
+    pub(super) fn log_message(&mut self, level: Level, text: impl FnOnce() -> String) {
+        let mono = self.now.mono;
+        let lines = &mut self.lines[level as usize];
+        let mut left_out = 0;
+        if mono >= lines.until {
+            left_out = std::mem::take(lines).left_out;
+            lines.until = mono + LINES_EVERY;
+        }
+        if lines.written == LINES {
+            lines.left_out += 1;
+            return;
+        }
+        lines.written += 1;
+        if left_out > 0 {
+            self.log(level, format!("{left_out} lines left out"));
+        }
+        self.log(level, text());
+    }
+
     /// Calls the application and carries out what it asked for, in order.
     pub(super) fn with_app<T>(&mut self, call: impl FnOnce(&mut A, &mut Ctx<A::Action>) -> T) -> T {
         let lowest = !self.members.is_empty() && self.own.nodeid == self.lowest;
-        let mut ctx = Ctx::new(self.now.wall, self.own, lowest);
+        let mut ctx = Ctx {
+            uptime: self.now.mono.as_secs() as u32,
+            ..Ctx::new(self.now.wall, self.own, lowest)
+        };
         let result = call(&mut self.app, &mut ctx);
         for effect in ctx.effects {
             match effect {

@@ -112,7 +112,7 @@ impl<A: Application> Machine<A> {
     /// next synchronisation compares the data again. Callers here cannot know the outcome.
     fn drop_sync_queue(&mut self) {
         let own = self.own;
-        let dropped = std::mem::take(&mut self.sync_queue);
+        let dropped = self.sync_queue.take();
         for message in dropped.into_iter().filter(|m| m.from == own) {
             self.finish(message.count, Err(Busy));
         }

@@ -13,9 +13,43 @@ pub(super) struct Queued {
     pub bytes: Box<[u8]>,
 }
 
+/// What a message counts for beside its bytes.
+const MESSAGE_BYTES: usize = 1024;
+
+impl Queued {
+    fn cost(&self) -> usize {
+        MESSAGE_BYTES + self.bytes.len()
+    }
+}
+
+/// Messages in order of arrival.
+#[derive(Debug, Default)]
+pub(super) struct Fifo {
+    messages: VecDeque<Queued>,
+    bytes: usize,
+}
+
+impl Fifo {
+    pub fn push(&mut self, message: Queued) {
+        self.bytes += message.cost();
+        self.messages.push_back(message);
+    }
+
+    /// Bytes of memory that it takes, roughly.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// All messages in order; the queue is empty afterwards.
+    pub fn take(&mut self) -> VecDeque<Queued> {
+        self.bytes = 0;
+        std::mem::take(&mut self.messages)
+    }
+}
+
 /// Messages by count, ascending over all senders; equal counts in order of arrival.
 #[derive(Debug, Default)]
-pub(super) struct CountQueue(VecDeque<Queued>);
+pub(super) struct CountQueue(Fifo);
 
 impl CountQueue {
     /// Only the low 32 bits of the difference count, as a signed number: every node does the same.
@@ -24,19 +58,24 @@ impl CountQueue {
     }
 
     pub fn insert(&mut self, message: Queued) {
-        let at = self
-            .0
-            .partition_point(|have| !Self::after(have.count, message.count));
-        self.0.insert(at, message);
+        let Fifo { messages, bytes } = &mut self.0;
+        let at = messages.partition_point(|have| !Self::after(have.count, message.count));
+        *bytes += message.cost();
+        messages.insert(at, message);
     }
 
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.0.messages.is_empty()
+    }
+
+    /// Bytes of memory that it takes, roughly.
+    pub fn bytes(&self) -> usize {
+        self.0.bytes()
     }
 
     /// All messages in order; the queue is empty afterwards.
     pub fn take(&mut self) -> VecDeque<Queued> {
-        std::mem::take(&mut self.0)
+        self.0.take()
     }
 }
 

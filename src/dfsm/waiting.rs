@@ -53,7 +53,7 @@ impl<A: Application> Machine<A> {
     }
 
     /// What this node waits for, if for anything.
-    fn missing(&self) -> Option<String> {
+    pub(super) fn missing(&self) -> Option<String> {
         match self.mode {
             Mode::Start => Some("membership".to_owned()),
             Mode::StartSync if self.members.iter().all(|m| m.state.is_none()) => {

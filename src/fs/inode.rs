@@ -7,10 +7,10 @@
 //! | 2^62 + 1 … 2^62 + 15 | symbolic links in the root |
 //! | 2^62 + 16 … 2^62 + 31 | dot files as listings show them |
 //! | 2^62 + 2^32 … | one generation of a dot file each |
-//! | 2^62 + 2^61 … | inodes of the tree with numbers that are taken above |
+//! | 2^62 + 2^61 … | inodes of the tree whose number is taken: above, or by an entry that is gone |
 #![forbid(unsafe_code)]
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::DotFile;
 use super::ops::{Ino, ROOT_INO};
@@ -112,40 +112,65 @@ impl Plugin {
 #[derive(Debug, Default)]
 pub struct Numbers {
     generations: u64,
+    aliases: u64,
     alias_of: HashMap<Inode, Ino>,
     aliased: HashMap<Ino, Inode>,
+    /// Numbers that the kernel holds for entries that are gone.
+    gone: HashSet<Ino>,
 }
 
 impl Numbers {
     /// Number for the kernel. An inode of the tree with an odd number (1, or 2^62 and above) gets
-    /// an alias for as long as this process runs.
+    /// an alias for as long as this process runs. So does one whose number the kernel holds for
+    /// another entry: a tree that replaces the one before may give numbers out a second time.
     pub fn kernel_number(&mut self, inode: Inode) -> Ino {
-        match inode {
-            ROOT_INODE => ROOT_INO,
-            2..OWN => inode,
-            odd => {
-                let next = ALIASES + self.alias_of.len() as u64;
-                let ino = *self.alias_of.entry(odd).or_insert(next);
-                self.aliased.insert(ino, odd);
-                ino
-            }
+        if inode == ROOT_INODE {
+            return ROOT_INO;
         }
+        if let Some(ino) = self.alias_of.get(&inode) {
+            return *ino;
+        }
+        if (2..OWN).contains(&inode) && !self.gone.contains(&inode) {
+            return inode;
+        }
+        let ino = ALIASES + self.aliases;
+        self.aliases += 1;
+        self.alias_of.insert(inode, ino);
+        self.aliased.insert(ino, inode);
+        ino
+    }
+
+    /// The entry `inode` is gone, but the kernel goes on to know it as `ino`.
+    pub fn keep(&mut self, inode: Inode, ino: Ino) {
+        self.gone.insert(ino);
+        if self.aliased.remove(&ino).is_some() {
+            self.alias_of.remove(&inode);
+        }
+    }
+
+    /// The kernel has forgotten `ino`.
+    pub fn release(&mut self, ino: Ino) {
+        self.gone.remove(&ino);
     }
 
     /// Number for the kernel if the kernel can know it already.
     pub fn known_number(&self, inode: Inode) -> Option<Ino> {
-        match inode {
+        let own = match inode {
             ROOT_INODE => Some(ROOT_INO),
             2..OWN => Some(inode),
-            odd => self.alias_of.get(&odd).copied(),
-        }
+            _ => None,
+        };
+        self.alias_of.get(&inode).copied().or(own)
     }
 
     /// Number in the tree; `None` for what is not in the tree.
     pub fn tree_number(&self, ino: Ino) -> Option<Inode> {
         match ino {
             ROOT_INO => Some(ROOT_INODE),
-            2..OWN => Some(ino),
+            2..OWN => {
+                let taken = self.gone.contains(&ino) || self.alias_of.contains_key(&ino);
+                (!taken).then_some(ino)
+            }
             other => self.aliased.get(&other).copied(),
         }
     }
@@ -186,6 +211,34 @@ mod tests {
             odd.len()
         );
         assert_eq!(numbers.known_number(OWN + 2), None);
+    }
+
+    #[test]
+    fn a_number_that_the_kernel_holds_is_not_given_out_again() {
+        let mut numbers = Numbers::default();
+        for inode in [7, u64::MAX] {
+            let first = numbers.kernel_number(inode);
+            numbers.keep(inode, first);
+            assert_eq!(numbers.tree_number(first), None);
+            let second = numbers.kernel_number(inode);
+            assert_ne!(first, second);
+            assert_eq!(numbers.known_number(inode), Some(second));
+            // That one goes, too.
+            numbers.keep(inode, second);
+            assert_eq!(numbers.tree_number(second), None);
+            let third = numbers.kernel_number(inode);
+            assert!(third != first && third != second);
+            numbers.release(first);
+            numbers.release(second);
+            assert_eq!(numbers.kernel_number(inode), third);
+            assert_eq!(numbers.tree_number(third), Some(inode));
+            assert_eq!(numbers.tree_number(first), None);
+        }
+        // Nobody came after this one.
+        numbers.keep(9, 9);
+        numbers.release(9);
+        assert_eq!(numbers.kernel_number(9), 9);
+        assert_eq!(numbers.tree_number(9), Some(9));
     }
 
     #[test]

@@ -88,7 +88,9 @@ impl Known {
         }
         self.references.remove(&ino);
         self.editions.remove(&ino);
-        self.orphans.remove(&ino);
+        if self.orphans.remove(&ino).is_some() {
+            self.numbers.release(ino);
+        }
         if let Some(gone) = self.generations.remove(&ino) {
             let current = &mut self.current[gone.file as usize];
             if *current == Some(ino) {
@@ -135,7 +137,8 @@ impl Known {
         let Some(ino) = self.numbers.known_number(entry.inode) else {
             return;
         };
-        if self.references(ino) == 0 {
+        // Who had the number before is not to be mixed up with this entry, which nobody looked up.
+        if self.references(ino) == 0 || self.orphans.contains_key(&ino) {
             return;
         }
         let content = match &entry.kind {
@@ -147,13 +150,18 @@ impl Known {
             mtime: entry.mtime,
             path: entry.path.clone(),
         };
+        self.orphan_now(entry.inode, ino, orphan);
+    }
+
+    fn orphan_now(&mut self, inode: Inode, ino: Ino, orphan: Orphan) {
         self.orphans.insert(ino, orphan);
+        self.numbers.keep(inode, ino);
     }
 
     /// Takes up an entry that was created and already removed again before the kernel heard of it.
     pub fn stillborn(&mut self, inode: Inode, orphan: Orphan) -> Ino {
         let ino = self.refer(inode);
-        self.orphans.insert(ino, orphan);
+        self.orphan_now(inode, ino, orphan);
         ino
     }
 

@@ -7,6 +7,7 @@
 //! rows alone, so that all nodes agree on it at any time.
 #![forbid(unsafe_code)]
 
+use std::ops::Bound;
 use std::sync::Arc;
 
 use super::entry::{Entry, Inode};
@@ -27,6 +28,13 @@ pub(super) fn true_name(name: &[u8]) -> &[u8] {
     }
 }
 
+/// How every alias of `name` begins.
+fn alias_start(name: &[u8]) -> Vec<u8> {
+    let mut start = name[..name.len().min(ALIAS_NAME_MAX)].to_vec();
+    start.extend_from_slice(MARK);
+    start
+}
+
 /// What decides between two entries of one name: the greater one has it.
 pub(super) fn rank(inode: Inode, entry: &Entry) -> (u64, u32, Inode) {
     (entry.version, entry.mtime, inode)
@@ -36,9 +44,8 @@ impl Tree {
     /// Serves `inode`, whose name is taken, under a free name; returns that.
     pub(super) fn give_alias(&mut self, inode: Inode) -> Option<Arc<[u8]>> {
         let entry = self.entries.get(&inode)?;
-        let (dir, own) = (entry.parent, &entry.name);
-        let mut alias = own[..own.len().min(ALIAS_NAME_MAX)].to_vec();
-        alias.extend_from_slice(MARK);
+        let dir = entry.parent;
+        let mut alias = alias_start(&entry.name);
         alias.extend_from_slice(format!("{inode:X}").as_bytes());
         while self.child(dir, &alias).is_some() {
             alias.push(b'~');
@@ -54,10 +61,20 @@ impl Tree {
         if self.child(dir, name).is_some() {
             return None;
         }
-        let waiting = self.aliases.keys().filter_map(|inode| {
-            let entry = self.entries.get(inode)?;
-            (entry.parent == dir && entry.name == *name).then(|| rank(*inode, entry))
-        });
+        if self.aliases.is_empty() {
+            return None;
+        }
+        let start = alias_start(name);
+        let from = (Bound::Included(&start[..]), Bound::Unbounded);
+        let children = self.get(dir)?.children()?;
+        let waiting = children
+            .range::<[u8], _>(from)
+            .take_while(|(alias, _)| alias.starts_with(&start))
+            .filter(|(_, inode)| self.aliases.contains_key(inode))
+            .filter_map(|(_, inode)| {
+                let entry = self.entries.get(inode)?;
+                (entry.name == *name).then(|| rank(*inode, entry))
+            });
         let (_, _, inode) = waiting.max()?;
         let alias = self.aliases.remove(&inode)?;
         let children = self.children_mut(dir)?;

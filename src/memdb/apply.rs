@@ -22,16 +22,16 @@ struct Unlinked {
 impl Tree {
     /// Applies what a peer (or this node) asked for. Nothing changes if it is refused.
     ///
-    /// `now` is the local time in seconds: only the age of locks depends on it; everything else
+    /// `uptime` is a monotonic time in seconds: only the age of locks depends on it; everything else
     /// takes its time from `stamp`, so that all nodes come to the same result.
     ///
     /// # Errors
     /// Those of cluster-sync.md 1.3, checked in that order. [`Error::Io`] if the version counter
     /// cannot grow.
-    pub fn apply(&mut self, op: &Op, stamp: Stamp, now: u32) -> Result<Change, Error> {
+    pub fn apply(&mut self, op: &Op, stamp: Stamp, uptime: u32) -> Result<Change, Error> {
         match op {
             Op::Create { path } => self.create(path, stamp),
-            Op::Mkdir { path } => self.mkdir(path, stamp, now),
+            Op::Mkdir { path } => self.mkdir(path, stamp, uptime),
             Op::Write {
                 path,
                 offset,
@@ -46,7 +46,7 @@ impl Tree {
                     mtime: *mtime,
                     ..stamp
                 },
-                now,
+                uptime,
             ),
         }
     }
@@ -70,13 +70,13 @@ impl Tree {
         Ok(self.changed(inode, effects))
     }
 
-    fn mkdir(&mut self, path: &TreePath, stamp: Stamp, now: u32) -> Result<Change, Error> {
+    fn mkdir(&mut self, path: &TreePath, stamp: Stamp, uptime: u32) -> Result<Change, Error> {
         let (dir, name) = self.dir_and_name(path)?;
         if self.child(dir, name).is_some() {
             return Err(Error::Exists);
         }
         let inode = self.add(dir, name, Kind::Dir(Default::default()), stamp)?;
-        self.start_lock(path, inode, now);
+        self.start_lock(path, inode, uptime);
         Ok(self.changed(inode, Effects::default()))
     }
 
@@ -115,7 +115,7 @@ impl Tree {
         Ok(self.changed(inode, effects))
     }
 
-    fn set_mtime(&mut self, path: &TreePath, stamp: Stamp, now: u32) -> Result<Change, Error> {
+    fn set_mtime(&mut self, path: &TreePath, stamp: Stamp, uptime: u32) -> Result<Change, Error> {
         let (dir, name) = self.dir_and_name(path)?;
         let inode = self.child(dir, name).ok_or(Error::NotFound)?;
         self.check_own_name(inode)?;
@@ -127,7 +127,7 @@ impl Tree {
         let version = self.next_version()?;
         self.bump(inode, version, stamp);
         if is_lock {
-            self.start_lock(path, inode, now);
+            self.start_lock(path, inode, uptime);
         }
         let effects = Effects {
             touched: vec![path.clone()],

@@ -19,6 +19,9 @@ pub enum Error {
     /// Directory is not empty.
     #[error("directory not empty")]
     NotEmpty,
+    /// The path would be deeper than [`super::MAX_DEPTH`].
+    #[error("file name too long")]
+    TooDeep,
     /// The file would grow beyond [`super::MAX_FILE_SIZE`].
     #[error("file too large")]
     TooBig,
@@ -39,6 +42,7 @@ impl Error {
             Error::Exists => libc::EEXIST,
             Error::Access => libc::EACCES,
             Error::NotEmpty => libc::ENOTEMPTY,
+            Error::TooDeep => libc::ENAMETOOLONG,
             Error::TooBig => libc::EFBIG,
             Error::Io => libc::EIO,
             Error::Busy => libc::EBUSY,

@@ -58,22 +58,18 @@ impl Tree {
     /// Builds the guest list anew from the tree. Of several configs of one VMID the newest is
     /// registered; the others are reported, never fatal.
     pub fn rebuild_guests(&mut self) -> Vec<DuplicateGuest> {
-        let mut all = self.guest_configs(None);
+        let mut all = self.guest_configs();
         // The newest of each VMID first.
         all.sort_by_key(|found| (found.vmid, Reverse(found.rank)));
-        let others = all.windows(2).filter(|pair| pair[0].vmid == pair[1].vmid);
-        let duplicates: Vec<DuplicateGuest> = others
-            .map(|pair| {
-                let vmid = pair[0].vmid;
-                let kept = all
-                    .iter()
-                    .find(|found| found.vmid == vmid)
-                    .unwrap_or(&pair[0]);
-                DuplicateGuest {
-                    vmid,
+        let duplicates: Vec<DuplicateGuest> = all
+            .chunk_by(|a, b| a.vmid == b.vmid)
+            .flat_map(|same| {
+                let (kept, others) = (&same[0], &same[1..]);
+                others.iter().map(|other| DuplicateGuest {
+                    vmid: kept.vmid,
                     kept: kept.path(),
-                    other: pair[1].path(),
-                }
+                    other: other.path(),
+                })
             })
             .collect();
         self.guest_duplicates = duplicates.iter().map(|duplicate| duplicate.vmid).collect();
@@ -130,51 +126,64 @@ impl Tree {
         self.guests.remove(&gone.vmid);
         events.push(GuestEvent::Remove { vmid: gone.vmid });
         if self.guest_duplicates.contains(&gone.vmid) {
-            let next = self
-                .guest_configs(Some(gone.vmid))
-                .into_iter()
-                .max_by_key(|f| f.rank);
-            if let Some(found) = next {
+            if let Some(found) = self.newest_config(gone.vmid) {
                 self.register_guest(&found.path(), events);
             }
         }
     }
 
-    /// Every guest config of the tree (of one VMID), by node and type.
-    fn guest_configs(&self, only: Option<u32>) -> Vec<Found> {
-        let mut all = Vec::new();
+    /// Every directory of guest configs: its node, its type, its inode.
+    fn guest_dirs(&self) -> impl Iterator<Item = (&str, GuestType, Inode)> {
         let nodes = self
             .child(ROOT_INODE, b"nodes")
             .and_then(|inode| self.get(inode)?.children());
-        for (name, &node_inode) in nodes.into_iter().flatten() {
-            let Some(node) = valid_node_name(name) else {
-                continue;
-            };
-            let node: Arc<str> = Arc::from(node);
-            for kind in [GuestType::Qemu, GuestType::OpenVz, GuestType::Lxc] {
-                // A regular file of that name has no children: ignored.
-                let configs = self
-                    .child(node_inode, kind.dir().as_bytes())
-                    .and_then(|inode| self.get(inode)?.children());
-                for (name, &inode) in configs.into_iter().flatten() {
-                    let Some(vmid) = vmid_of_file_name(name) else {
-                        continue;
-                    };
-                    let entry: Option<&Entry> = self.get(inode).filter(|entry| !entry.is_dir());
-                    if let Some(entry) = entry.filter(|_| only.is_none_or(|only| only == vmid)) {
-                        let guest = Guest {
-                            node: Arc::clone(&node),
-                            kind,
-                        };
-                        all.push(Found {
-                            vmid,
-                            guest,
-                            rank: rank(inode, entry),
-                        });
-                    }
-                }
+        nodes.into_iter().flatten().flat_map(move |(name, &node)| {
+            let kinds = [GuestType::Qemu, GuestType::OpenVz, GuestType::Lxc];
+            let name = valid_node_name(name);
+            name.into_iter().flat_map(move |name| {
+                let dir = move |kind: GuestType| {
+                    Some((name, kind, self.child(node, kind.dir().as_bytes())?))
+                };
+                kinds.into_iter().filter_map(dir)
+            })
+        })
+    }
+
+    /// The entry `inode` as the config of `vmid`, unless it is a directory.
+    fn found(&self, vmid: u32, guest: Guest, inode: Inode) -> Option<Found> {
+        let entry = self.get(inode).filter(|entry| !entry.is_dir())?;
+        let rank = rank(inode, entry);
+        Some(Found { vmid, guest, rank })
+    }
+
+    /// Every guest config of the tree, by node and type.
+    fn guest_configs(&self) -> Vec<Found> {
+        let mut all = Vec::new();
+        let mut last: Arc<str> = Arc::from("");
+        for (node, kind, dir) in self.guest_dirs() {
+            if *last != *node {
+                last = Arc::from(node);
             }
+            // A regular file of that name has no children: ignored.
+            let configs = self.get(dir).and_then(Entry::children);
+            all.extend(configs.into_iter().flatten().filter_map(|(name, &inode)| {
+                let node = Arc::clone(&last);
+                self.found(vmid_of_file_name(name)?, Guest { node, kind }, inode)
+            }));
         }
         all
+    }
+
+    /// The newest config of one VMID: a look-up in each directory of guest configs.
+    fn newest_config(&self, vmid: u32) -> Option<Found> {
+        // The only name that this VMID can have.
+        let name = format!("{vmid}.conf");
+        self.guest_dirs()
+            .filter_map(|(node, kind, dir)| {
+                let inode = self.child(dir, name.as_bytes())?;
+                let node = Arc::from(node);
+                self.found(vmid, Guest { node, kind }, inode)
+            })
+            .max_by_key(|found| found.rank)
     }
 }

@@ -68,6 +68,13 @@ impl Index {
         }
     }
 
+    /// Is there an entry of this inode?
+    pub fn has(&self, inode: Inode) -> bool {
+        self.entries
+            .binary_search_by_key(&inode, |entry| entry.inode)
+            .is_ok()
+    }
+
     /// Decodes what a peer sent.
     ///
     /// # Errors

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;
 use std::sync::Arc;
 
+use super::MAX_DEPTH;
 use super::alias::rank;
 use super::change::{RootRow, Row};
 use super::entry::{Entry, Inode, Kind, ROOT_INODE};
@@ -256,11 +257,11 @@ impl Loader {
         Ok(())
     }
 
-    /// All rows have come: builds the tree. `now` is the local time, for the locks.
+    /// All rows have come: builds the tree. `uptime` is a monotonic time, for the locks.
     ///
     /// # Errors
     /// [`LoadError::MissingDirectory`].
-    pub fn finish(self, now: u32) -> Result<(Tree, Vec<LoadNote>), LoadError> {
+    pub fn finish(self, uptime: u32) -> Result<(Tree, Vec<LoadNote>), LoadError> {
         if let Some(&inode) = self.placeholders.first() {
             return Err(LoadError::MissingDirectory { inode });
         }
@@ -281,7 +282,7 @@ impl Loader {
                 .into_iter()
                 .map(LoadNote::DuplicateGuest),
         );
-        tree.rebuild_locks(now);
+        tree.rebuild_locks(uptime);
         Ok((tree, notes))
     }
 }
@@ -319,13 +320,13 @@ impl Tree {
     /// [`LoadError`] names the first row that cannot be.
     pub fn load(
         rows: impl Iterator<Item = LoadRow>,
-        now: u32,
+        uptime: u32,
     ) -> Result<(Tree, Vec<LoadNote>), LoadError> {
         let mut loader = Loader::new();
         for row in rows {
             loader.push(row)?;
         }
-        loader.finish(now)
+        loader.finish(uptime)
     }
 
     /// Enters every entry in its directory. Returns the entries whose name another one has, each
@@ -379,7 +380,8 @@ impl Tree {
             parent: entry.map_or(ROOT_INODE, |entry| entry.parent),
             named: rival(winner),
             other: rival(loser),
-            path: self.path_of(loser),
+            // Each costs as much as it is deep, and there may be many.
+            path: self.path_within(loser, MAX_DEPTH),
         }
     }
 

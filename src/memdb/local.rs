@@ -1,23 +1,24 @@
 //! What a client of this node may ask, beyond what peers may send.
 #![forbid(unsafe_code)]
 
-use super::MAX_FILE_SIZE;
 use super::change::Change;
 use super::entry::{Inode, ROOT_INODE};
 use super::error::Error;
 use super::op::{Op, Stamp};
 use super::path::TreePath;
 use super::tree::Tree;
+use super::{MAX_DEPTH, MAX_FILE_SIZE};
 
 impl Tree {
-    /// Applies an operation of a local client in local mode: writer 0, time `now`.
+    /// Applies an operation of a local client in local mode: writer 0, wall clock `now`; `uptime` as
+    /// for [`Tree::apply`].
     ///
     /// A set-mtime to 0 below `priv/lock/` is an unlock request: it removes the directory if it has
     /// expired (database.md 11), else it is the plain operation.
     ///
     /// # Errors
     /// Those of [`Tree::check_local`] and [`Tree::apply`].
-    pub fn apply_local(&mut self, op: &Op, now: u32) -> Result<Change, Error> {
+    pub fn apply_local(&mut self, op: &Op, now: u32, uptime: u32) -> Result<Change, Error> {
         self.check_local(op)?;
         let stamp = Stamp {
             writer: 0,
@@ -25,12 +26,12 @@ impl Tree {
         };
         if let Some((path, inode)) = self.unlock_request(op) {
             if let Some(checksum) = self.lock_checksum(inode) {
-                if self.lock_expired(path, &checksum, now) {
-                    return self.apply(&Op::Delete { path: path.clone() }, stamp, now);
+                if self.lock_expired(path, &checksum, uptime) {
+                    return self.apply(&Op::Delete { path: path.clone() }, stamp, uptime);
                 }
             }
         }
-        self.apply(op, stamp, now)
+        self.apply(op, stamp, uptime)
     }
 
     /// Path and inode of the directory `op` asks to unlock, if it is an unlock request.
@@ -49,6 +50,7 @@ impl Tree {
     ///
     /// # Errors
     /// * [`Error::TooBig`]: the message has 32 bits for the offset only.
+    /// * [`Error::TooDeep`]: a new name below too many directories.
     /// * [`Error::Access`]: a regular file where guest configs belong (`nodes/<node>/lxc`), after
     ///   which a C node does not start; a rename to `.` or `..`, or of a directory into itself.
     /// * [`Error::NotEmpty`]: rename of a directory that is not empty; the C daemon refuses, too, but
@@ -56,6 +58,11 @@ impl Tree {
     ///
     /// Everything that [`Tree::apply`] refuses before these is refused with the same error.
     pub fn check_local(&self, op: &Op) -> Result<(), Error> {
+        if let Op::Create { path } | Op::Mkdir { path } | Op::Rename { to: path, .. } = op {
+            if path.components().nth(MAX_DEPTH).is_some() {
+                return Err(Error::TooDeep);
+            }
+        }
         match op {
             Op::Create { path } if path.is_guest_dir() => {
                 let (dir, name) = self.dir_and_name(path)?;
@@ -132,13 +139,14 @@ impl Tree {
             writer: 0,
             mtime: now,
         };
-        let create = self.apply(&Op::Create { path: path.clone() }, stamp, now)?;
+        // No lock is made: no age is needed.
+        let create = self.apply(&Op::Create { path: path.clone() }, stamp, 0)?;
         let write = Op::Write {
             path: path.clone(),
             offset: 0,
             data: data.to_vec(),
             truncate: true,
         };
-        Ok([create, self.apply(&write, stamp, now)?])
+        Ok([create, self.apply(&write, stamp, 0)?])
     }
 }

@@ -1,6 +1,7 @@
 //! Locks: directories directly in `priv/lock`, and how long each has been seen (database.md 11).
 //!
-//! The ages are local to this node and in memory only.
+//! The ages are local to this node and in memory only. They are counted by a clock that nobody can
+//! set (`uptime`, in seconds): a step of the wall clock must not give a lock to two.
 #![forbid(unsafe_code)]
 
 use super::LOCK_TIMEOUT_SECS;
@@ -12,7 +13,7 @@ use super::tree::Tree;
 /// What is known about the age of one lock.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct LockRecord {
-    /// Local time in seconds at which the lock was first seen like this.
+    /// Monotonic time in seconds at which the lock was first seen like this.
     since: u32,
     /// Lock checksum at that time.
     checksum: Digest,
@@ -21,16 +22,16 @@ pub(super) struct LockRecord {
 impl Tree {
     /// May the lock at `path` be taken away? Yes if it was seen unchanged for more than
     /// [`LOCK_TIMEOUT_SECS`] seconds. A lock not seen before, or changed since, starts at age 0.
-    pub fn lock_expired(&mut self, path: &TreePath, checksum: &Digest, now: u32) -> bool {
+    pub fn lock_expired(&mut self, path: &TreePath, checksum: &Digest, uptime: u32) -> bool {
         match self.locks.get(path) {
             Some(record) if record.checksum == *checksum => {
-                now > record.since && now - record.since > LOCK_TIMEOUT_SECS
+                uptime.saturating_sub(record.since) > LOCK_TIMEOUT_SECS
             }
             _ => {
                 self.locks.insert(
                     path.clone(),
                     LockRecord {
-                        since: now,
+                        since: uptime,
                         checksum: *checksum,
                     },
                 );
@@ -40,13 +41,13 @@ impl Tree {
     }
 
     /// Age 0 for the lock at `path`, if a directory at `path` is one.
-    pub(super) fn start_lock(&mut self, path: &TreePath, inode: Inode, now: u32) {
+    pub(super) fn start_lock(&mut self, path: &TreePath, inode: Inode, uptime: u32) {
         if path.is_lock() {
             if let Some(checksum) = self.lock_checksum(inode) {
                 self.locks.insert(
                     path.clone(),
                     LockRecord {
-                        since: now,
+                        since: uptime,
                         checksum,
                     },
                 );
@@ -55,7 +56,7 @@ impl Tree {
     }
 
     /// Builds the table anew from the tree, every lock at age 0.
-    pub fn rebuild_locks(&mut self, now: u32) {
+    pub fn rebuild_locks(&mut self, uptime: u32) {
         self.locks.clear();
         let dir = TreePath::new(b"priv/lock");
         let Some(children) = self
@@ -70,14 +71,14 @@ impl Tree {
             .map(|(name, &inode)| (dir.join(name), inode))
             .collect();
         for (path, inode) in locks {
-            self.start_lock(&path, inode, now);
+            self.start_lock(&path, inode, uptime);
         }
     }
 
     /// As [`Tree::rebuild_locks`], but a lock that stood in `old` with the same checksum keeps its
     /// age. For the tree that replaces `old` after a sync.
-    pub fn rebuild_locks_keeping(&mut self, old: &Tree, now: u32) {
-        self.rebuild_locks(now);
+    pub fn rebuild_locks_keeping(&mut self, old: &Tree, uptime: u32) {
+        self.rebuild_locks(uptime);
         for (path, record) in &mut self.locks {
             if let Some(before) = old
                 .locks

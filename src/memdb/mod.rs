@@ -31,7 +31,7 @@ pub use load::{LoadError, LoadRow, Loader};
 pub use note::LoadNote;
 pub use op::{Op, Stamp};
 pub use path::{GuestPath, GuestType, TreePath};
-pub use tree::Tree;
+pub use tree::{Moment, Tree};
 
 /// Largest file in bytes (database.md section 8).
 pub const MAX_FILE_SIZE: u64 = 1 << 20;
@@ -39,5 +39,8 @@ pub const MAX_FILE_SIZE: u64 = 1 << 20;
 pub const MAX_TOTAL_SIZE: u64 = 128 << 20;
 /// Entries the filesystem reports by statfs; not enforced (database.md section 8).
 pub const MAX_ENTRIES: u64 = 256 << 10;
+/// Deepest path a client of this node may make, in components. Directories of other nodes and of the
+/// database may be deeper.
+pub const MAX_DEPTH: usize = 128;
 /// A lock older than this many seconds may be taken away (database.md section 11).
 pub const LOCK_TIMEOUT_SECS: u32 = 120;

@@ -10,9 +10,35 @@ use super::guests::Guest;
 use super::locks::LockRecord;
 use super::path::TreePath;
 
+/// Tells a tree from every other one, its copies included.
+#[derive(Debug, Default)]
+struct Identity(Arc<()>);
+
+impl Clone for Identity {
+    /// The copy goes its own way.
+    fn clone(&self) -> Self {
+        Identity::default()
+    }
+}
+
+/// A state of a tree: equal only for the same tree without a change in between. Versions alone do
+/// not tell: a tree that replaces another one may have the same.
+#[derive(Debug)]
+pub struct Moment {
+    tree: Arc<()>,
+    version: u64,
+}
+
+impl PartialEq for Moment {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.tree, &other.tree) && self.version == other.version
+    }
+}
+
 /// The in-memory database.
 #[derive(Debug, Clone)]
 pub struct Tree {
+    identity: Identity,
     /// Every entry, root excepted, by inode (ascending: the order of index and checksum).
     pub(super) entries: BTreeMap<Inode, Entry>,
     /// Children of the root.
@@ -39,6 +65,7 @@ impl Tree {
     /// An empty tree at version 0, as before the first start wrote the version row.
     pub fn new() -> Self {
         Tree {
+            identity: Identity::default(),
             entries: BTreeMap::new(),
             top: Entry {
                 parent: ROOT_INODE,
@@ -63,6 +90,14 @@ impl Tree {
     /// Version, writer and mtime of the whole database.
     pub fn root_row(&self) -> RootRow {
         self.root
+    }
+
+    /// The state the tree is in.
+    pub fn moment(&self) -> Moment {
+        Moment {
+            tree: Arc::clone(&self.identity.0),
+            version: self.root.version,
+        }
     }
 
     /// Number of entries, the root included (statfs, index header).
@@ -132,13 +167,18 @@ impl Tree {
 
     /// Path of an entry; `None` if it is not reachable from the root by names.
     pub fn path_of(&self, inode: Inode) -> Option<TreePath> {
+        self.path_within(inode, self.entries.len() + 1)
+    }
+
+    /// [`Tree::path_of`], also `None` if it has more than `depth` components.
+    pub(super) fn path_within(&self, inode: Inode, depth: usize) -> Option<TreePath> {
         let mut names: Vec<&[u8]> = Vec::new();
         let mut at = inode;
         while at != ROOT_INODE {
             let parent = self.entries.get(&at)?.parent;
             let name = self.served_name(at)?;
             // A damaged database can hold directory cycles; no real tree is that deep.
-            if names.len() > self.entries.len() || !Tree::servable_name(name) {
+            if names.len() >= depth || !Tree::servable_name(name) {
                 return None;
             }
             // Not so if the parent turned out to be a file, or is the entry itself.

@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 
 use super::announce::Announcer;
 use super::{Applied, Clock, Done, Observer, Replica, SharedTree};
+use crate::clock::uptime;
 use crate::failure::uninterrupted;
 use crate::memdb::{Change, Effects, Error, Op};
 use crate::store::StoreHandle;
@@ -67,7 +68,7 @@ impl LocalReplica {
         let now = (self.parts.clock)();
         let mut tree = self.parts.tree.write();
         let whole = uninterrupted();
-        let change = match tree.apply_local(op, now) {
+        let change = match tree.apply_local(op, now, uptime()) {
             Ok(change) => change,
             Err(err) => {
                 drop(whole);

@@ -14,6 +14,7 @@ use super::commit::{Write, Writer};
 use super::format::beside;
 use super::rows::{SELECT, load_row};
 use super::{CREATE_TABLE, DOMAIN};
+use crate::clock::uptime;
 use crate::durable;
 use crate::memdb::{Change, LoadError, LoadNote, Loader, RootRow, Tree};
 use crate::obstacle::{obstacle, wrong_kind};
@@ -197,7 +198,7 @@ impl Store {
             conn,
             path: path.to_owned(),
         };
-        let (tree, notes) = store.load(now)?;
+        let (tree, notes) = store.load()?;
         if !found.damage.is_empty() {
             store.confirm_damage()?;
         }
@@ -221,7 +222,7 @@ impl Store {
     }
 
     /// Reads the whole table.
-    fn load(&self, now: u32) -> Result<(Tree, Vec<LoadNote>), OpenError> {
+    fn load(&self) -> Result<(Tree, Vec<LoadNote>), OpenError> {
         let select = SELECT_FAILED;
         // Each page is needed once: no use in filling the page cache.
         let cache = |size: i64| {
@@ -229,23 +230,19 @@ impl Store {
                 .execute_batch(&format!("PRAGMA cache_size={size}"))
         };
         cache(LOAD_CACHE).map_err(sqlite(select))?;
-        let loaded = self.load_rows(now, select)?;
+        let loaded = self.load_rows(select)?;
         cache(CACHE).map_err(sqlite(select))?;
         Ok(loaded)
     }
 
-    fn load_rows(
-        &self,
-        now: u32,
-        select: &'static str,
-    ) -> Result<(Tree, Vec<LoadNote>), OpenError> {
+    fn load_rows(&self, select: &'static str) -> Result<(Tree, Vec<LoadNote>), OpenError> {
         let mut loader = Loader::new();
         let mut statement = self.conn.prepare(SELECT).map_err(sqlite(select))?;
         let mut rows = statement.query([]).map_err(sqlite(select))?;
         while let Some(row) = rows.next().map_err(sqlite(select))? {
             loader.push(load_row(row).map_err(sqlite(select))?)?;
         }
-        Ok(loader.finish(now)?)
+        Ok(loader.finish(uptime())?)
     }
 
     /// Other processes may have changed pages while [`check::examine`] read them.

@@ -28,7 +28,7 @@ pub struct MemReplica {
 impl MemReplica {
     fn apply(&self, op: &Op) -> Result<Applied, pmxcfs::memdb::Error> {
         let mut tree = self.tree.write();
-        let change = tree.apply_local(op, now())?;
+        let change = tree.apply_local(op, now(), now())?;
         self.inodes.applied(&change);
         Ok(Applied {
             inode: change.inode,

@@ -226,7 +226,8 @@ impl Node {
         self.clock = event.now.unwrap_or(self.clock);
         let now = Now {
             wall: self.clock,
-            mono: Duration::from_secs_f64(event.t),
+            // The old node has one clock for everything, the ages of locks included.
+            mono: Duration::from_secs(self.clock.into()),
         };
         match &event.kind {
             Kind::Joined { group }

@@ -65,8 +65,6 @@ pub enum Kind {
 
 #[derive(Debug)]
 pub struct Event {
-    /// Seconds since the start of the recording.
-    pub t: f64,
     pub node: u32,
     /// Clock of the node, where it was recorded.
     pub now: Option<u32>,
@@ -198,7 +196,6 @@ impl Transcript {
             _ => return,
         };
         self.events.push(Event {
-            t: line["t"].as_f64().unwrap(),
             node: number("n") as u32,
             now: line["now"].as_u64().map(|now| now as u32),
             kind,

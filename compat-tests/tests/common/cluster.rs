@@ -77,12 +77,16 @@ impl Assignment {
 /// Runs a test on every assignment that `PMXCFS_ASSIGNMENTS` (default: all eight) names, and fails
 /// at the end with those that failed. Three reference nodes are run for the comparison only.
 pub fn matrix(test: &str, run: fn(&Assignment)) {
+    matrix_of(test, "OOO ROO ORO OOR RRO ROR ORR RRR", run);
+}
+
+/// [`matrix`] with another default.
+pub fn matrix_of(test: &str, default: &str, run: fn(&Assignment)) {
     let Some(reference) = Subject::reference_or_skip(test) else {
         return;
     };
     let ours = Subject::ours();
-    let names = std::env::var("PMXCFS_ASSIGNMENTS")
-        .unwrap_or_else(|_| "OOO ROO ORO OOR RRO ROR ORR RRR".into());
+    let names = std::env::var("PMXCFS_ASSIGNMENTS").unwrap_or_else(|_| default.into());
     let mut failed = Vec::new();
     for name in names.split_whitespace() {
         let assignment = Assignment::named(name, &ours, &reference);

@@ -17,9 +17,10 @@ struct Kernel(Mutex<Sender<String>>);
 
 impl Kernel {
     fn tell(&self, what: &str, change: &Change) {
-        let path = change.effects.touched.first().map_or("?".into(), |path| {
-            String::from_utf8_lossy(path.as_bytes()).into_owned()
-        });
+        // The difference between two trees names rows only.
+        let touched = change.effects.touched.iter().find(|path| !path.is_root());
+        let row = change.put.as_ref().map(|row| TreePath::new(&row.name));
+        let path = touched.or(row.as_ref()).unwrap();
         self.0.lock().send(format!("{what} {path}")).unwrap();
     }
 }

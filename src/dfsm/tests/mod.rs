@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod confirm;
+mod hostile;
 mod link;
 mod sync;
 mod waits;

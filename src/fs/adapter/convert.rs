@@ -10,7 +10,7 @@ use fuser::{
 
 use crate::fs::ops::{Attr, AttrReply, Entry, Errno, FileKind, Reply, SetTime, Slice};
 
-/// Inode numbers are never used twice.
+/// No number that the kernel holds is given to another entry (`inode::Numbers::kernel_number`).
 const GENERATION: Generation = Generation(0);
 
 pub(super) fn errno(err: Errno) -> fuser::Errno {

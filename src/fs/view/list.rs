@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::{ENOENT, Inner, check_name, plugin};
 use crate::fs::inode::Plugin;
 use crate::fs::ops::{DirEntry, Errno, FileKind, Ino, ROOT_INO};
-use crate::memdb::{Inode, ROOT_INODE, Tree};
+use crate::memdb::{Inode, Moment, ROOT_INODE, Tree};
 
 /// Positions below this one belong to `.`, `..` and the plugin entries.
 const TREE_START: u64 = 64;
@@ -26,9 +26,17 @@ struct Item {
 /// The entries of a directory, ascending by inode.
 type Items = Arc<[Item]>;
 
-/// The last big listing: its directory, the version of the tree, the entries.
+/// The last big listing: its directory, the state of the tree, the entries.
 #[derive(Default)]
-pub(super) struct Cache(Option<(Inode, u64, Items)>);
+pub(super) struct Cache(Option<(Inode, Moment, Items)>);
+
+#[cfg(test)]
+impl Cache {
+    /// Where the listing is that is kept.
+    pub(super) fn address(&self) -> Option<*const ()> {
+        self.0.as_ref().map(|(_, _, items)| items.as_ptr().cast())
+    }
+}
 
 impl Inner {
     pub(super) fn readdir(
@@ -72,9 +80,9 @@ impl Inner {
     }
 
     fn items(&self, tree: &Tree, dir: Inode) -> Result<Items, Errno> {
-        let version = tree.root_row().version;
+        let moment = tree.moment();
         if let Some((of, at, items)) = &self.listings.lock().0 {
-            if (*of, *at) == (dir, version) {
+            if (*of, at) == (dir, &moment) {
                 return Ok(Arc::clone(items));
             }
         }
@@ -107,7 +115,7 @@ impl Inner {
         items.sort_unstable_by_key(|item| item.ino);
         let items: Items = items.into();
         if items.len() >= WORTH_KEEPING {
-            self.listings.lock().0 = Some((dir, version, Arc::clone(&items)));
+            self.listings.lock().0 = Some((dir, moment, Arc::clone(&items)));
         }
         Ok(items)
     }

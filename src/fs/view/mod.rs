@@ -4,6 +4,8 @@
 mod change;
 mod dots;
 mod list;
+#[cfg(test)]
+mod tests;
 
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, OnceLock};
@@ -51,7 +53,8 @@ pub struct ViewConfig {
 #[derive(Clone)]
 pub struct View(Arc<Inner>);
 
-/// The shared part of a [`View`]. Lock order: tree → inodes; no other two locks are held at once.
+/// The shared part of a [`View`]. Lock order: tree → inodes, tree → listings; no other two locks are held
+/// at once.
 struct Inner {
     tree: SharedTree,
     replica: Arc<dyn Replica>,

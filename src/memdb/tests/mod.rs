@@ -1,6 +1,7 @@
 //! Tests of the tree.
 
 mod digest;
+mod large;
 pub(crate) mod model;
 mod odd;
 mod ops;
@@ -16,7 +17,7 @@ fn p(path: &str) -> TreePath {
 
 /// Applies as a client in local mode would at time `now`.
 fn local(tree: &mut Tree, op: Op, now: u32) -> Result<Change, Error> {
-    tree.apply_local(&op, now)
+    tree.apply_local(&op, now, now)
 }
 
 fn create(path: &str) -> Op {

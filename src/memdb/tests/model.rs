@@ -414,7 +414,7 @@ proptest! {
             paths.sort_by_key(|path| std::cmp::Reverse(path.components().count()));
             for path in paths {
                 if tree.lookup(&path).is_some() {
-                    let result = tree.apply_local(&Op::Delete { path: path.clone() }, 1);
+                    let result = tree.apply_local(&Op::Delete { path: path.clone() }, 1, 1);
                     prop_assert!(matches!(result, Ok(_) | Err(Error::NotEmpty | Error::Io)), "{:?} {:?}", path, result);
                 }
             }

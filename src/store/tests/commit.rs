@@ -88,6 +88,7 @@ fn tickets_come_in_order() {
                     path: p(&format!("f{i}")),
                 },
                 1,
+                1,
             )
             .unwrap();
         let tx = tx.clone();
@@ -178,7 +179,7 @@ proptest! {
         let setup = DIRS.iter().map(|path| Op::Mkdir { path: p(path) }).collect();
         for batch in std::iter::once(setup).chain(batches) {
             let changes: Vec<Change> =
-                batch.iter().filter_map(|op| tree.apply_local(op, 7).ok()).collect();
+                batch.iter().filter_map(|op| tree.apply_local(op, 7, 7).ok()).collect();
             store.commit(&changes).unwrap();
         }
         store.close().unwrap();
@@ -296,7 +297,7 @@ fn prints_the_time_of_a_change() {
     let mut writer = commit::Writer::new(&store.conn).unwrap();
     let mut times = Vec::new();
     for i in 0..rounds {
-        let change = loaded.tree.apply_local(&op(i), 1).unwrap();
+        let change = loaded.tree.apply_local(&op(i), 1, 1).unwrap();
         let start = Instant::now();
         writer
             .commit([commit::Write::Change(&change)].into_iter())

@@ -259,6 +259,7 @@ fn duplicate_name_is_served_under_another() {
                 path: alias.clone(),
             },
             5001,
+            5001,
         )
         .unwrap();
     store.commit(&[change]).unwrap();

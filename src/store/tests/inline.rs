@@ -22,7 +22,7 @@ fn write_op(path: &str, data: &[u8]) -> Op {
 
 /// Name of the thread that called the ticket.
 fn thread_of(lab: &mut Lab, op: Op) -> Option<String> {
-    let change = lab.tree.apply_local(&op, 1).unwrap();
+    let change = lab.tree.apply_local(&op, 1, 1).unwrap();
     let (tx, rx) = mpsc::channel();
     let ticket = move |result: Result<(), Error>| {
         result.unwrap();
@@ -54,7 +54,7 @@ fn a_change_that_nobody_takes_care_of_is_written_all_the_same() {
     let mut lab = Lab::new();
     lab.put("file", b"x");
     for _ in 0..100 {
-        let change = lab.tree.apply_local(&write_op("file", b"y"), 1).unwrap();
+        let change = lab.tree.apply_local(&write_op("file", b"y"), 1, 1).unwrap();
         let (tx, rx) = mpsc::channel();
         drop(
             lab.store
@@ -77,8 +77,8 @@ fn after_the_end_changes_are_refused() {
 fn tickets_may_queue_and_may_panic() {
     let mut lab = Lab::new();
     lab.put("file", b"x");
-    let first = lab.tree.apply_local(&write_op("file", b"1"), 1).unwrap();
-    let second = lab.tree.apply_local(&write_op("file", b"2"), 1).unwrap();
+    let first = lab.tree.apply_local(&write_op("file", b"1"), 1, 1).unwrap();
+    let second = lab.tree.apply_local(&write_op("file", b"2"), 1, 1).unwrap();
     let (tx, rx) = mpsc::channel();
     let store = lab.store.clone();
     let ticket = move |_: Result<(), Error>| {
@@ -108,7 +108,7 @@ fn work(number: usize, tree: &RwLock<Tree>, store: &StoreHandle, called: &Arc<Mu
         };
         let (tx, rx) = mpsc::channel();
         let mut guard = tree.write();
-        let change = guard.apply_local(&op, 7).unwrap();
+        let change = guard.apply_local(&op, 7, 7).unwrap();
         let version = change.root.version;
         let called = Arc::clone(called);
         let ticket = move |result: Result<(), Error>| {
@@ -222,7 +222,7 @@ fn write_until_killed(dir: &Path) {
                     };
                     let (tx, rx) = mpsc::channel();
                     let mut guard = tree.write();
-                    let change = guard.apply_local(&op, 7).unwrap();
+                    let change = guard.apply_local(&op, 7, 7).unwrap();
                     let version = change.root.version;
                     let ticket = move |result: Result<(), Error>| {
                         result.unwrap();
@@ -242,7 +242,7 @@ fn write_until_killed(dir: &Path) {
 
 /// A change that nobody waits for, and how it went.
 fn lazily(lab: &mut Lab, op: Op) -> mpsc::Receiver<Result<(), Error>> {
-    let change = lab.tree.apply_local(&op, 1).unwrap();
+    let change = lab.tree.apply_local(&op, 1, 1).unwrap();
     let (tx, rx) = mpsc::channel();
     lab.store
         .enqueue_lazily(change, Box::new(move |r| tx.send(r).unwrap()));
@@ -269,7 +269,7 @@ fn what_nobody_waits_for_is_written_soon_and_in_order() {
     // With what is waited for, whoever writes that.
     for i in 0..200u8 {
         let before = lazily(&mut lab, write_op("file", &[i; 100]));
-        let change = lab.tree.apply_local(&write_op("file", b"z"), 1).unwrap();
+        let change = lab.tree.apply_local(&write_op("file", b"z"), 1, 1).unwrap();
         let (tx, rx) = mpsc::channel();
         lab.store
             .put(change, Box::new(move |r| tx.send(r).unwrap()));

@@ -67,7 +67,7 @@ impl Lab {
 
     /// As [`Lab::start`], but written by this thread if the store lets it.
     fn start_here(&mut self, op: Op) -> mpsc::Receiver<Result<(), Error>> {
-        let change = self.tree.apply_local(&op, 2000).unwrap();
+        let change = self.tree.apply_local(&op, 2000, 2000).unwrap();
         let (tx, rx) = mpsc::channel();
         let ticket = move |result| tx.send(result).unwrap_or(());
         self.store.queue(change, Box::new(ticket)).write();
@@ -90,7 +90,7 @@ impl Lab {
 
     /// Applies and queues; the result comes later.
     fn start(&mut self, op: Op) -> mpsc::Receiver<Result<(), Error>> {
-        let change = self.tree.apply_local(&op, 2000).unwrap();
+        let change = self.tree.apply_local(&op, 2000, 2000).unwrap();
         let (tx, rx) = mpsc::channel();
         self.store.enqueue(
             change,

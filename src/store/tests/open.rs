@@ -102,7 +102,7 @@ fn prints_the_time_of_a_start() {
     let db = dir.path().join("config.db");
     let (store, Loaded { mut tree, .. }) = Store::open(&db, 1).unwrap();
     let mut changes = Vec::new();
-    let mut apply = |op| changes.push(tree.apply_local(&op, 1).unwrap());
+    let mut apply = |op| changes.push(tree.apply_local(&op, 1, 1).unwrap());
     apply(Op::Mkdir { path: p("nodes") });
     for node in 0..4 {
         apply(Op::Mkdir {
