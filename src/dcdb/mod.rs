@@ -72,7 +72,7 @@ pub struct Dcdb<H: TreeHost> {
     updates: Vec<Update>,
     /// Leader: what is still to be sent, as it was when the states were compared.
     outgoing: VecDeque<Update>,
-    /// Own changes that nobody was told of.
+    /// Own changes that the others may not have.
     history: History,
 }
 

@@ -195,8 +195,7 @@ pub trait Application {
         0
     }
 
-    /// The first `changes` of them are with the others, or nobody waits to be told of them: they
-    /// stay for good.
+    /// The first `changes` of them are with the others: they stay for good.
     fn keep(&mut self, _changes: u64) {}
 
     /// This node has lost all others: whatever does not stay for good is undone, as they may go on

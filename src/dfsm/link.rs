@@ -113,6 +113,8 @@ impl<A: Application> Machine<A> {
 
     pub(super) fn stop(&mut self) {
         self.stopping = true;
+        // Where this process meets the others again is not known.
+        self.take_back();
         self.refuse_pending();
         self.refuse_held();
         match self.link {

@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use pmxcfs::memdb::{Op, TreePath};
 
+use super::ours::Out;
 use super::process::Process;
 use super::rng::Rng;
 use super::text::unique;
-use super::world::{Class, Mix, Request, World};
+use super::world::{Class, Later, Mix, Request, World};
 
 impl World {
     pub(super) fn request(&mut self) {
@@ -24,6 +25,13 @@ impl World {
             return;
         }
         let (op, unique) = self.operation(ours);
+        self.ask(node, op, unique);
+    }
+
+    fn ask(&mut self, node: usize, op: Op, unique: Option<(usize, bool)>) {
+        if self.slots[node].process.is_none() {
+            return;
+        }
         self.tickets += 1;
         let ticket = self.tickets;
         // A stopped process answers nobody.
@@ -43,6 +51,12 @@ impl World {
         });
     }
 
+    fn unique_file(&mut self) -> (Op, Option<(usize, bool)>) {
+        self.uniques += 1;
+        let path = unique(self.uniques);
+        (Op::Create { path }, Some((self.uniques, true)))
+    }
+
     fn operation(&mut self, ours: bool) -> (Op, Option<(usize, bool)>) {
         let shared = |rng: &mut Rng| {
             let text = match rng.below(3) {
@@ -53,15 +67,7 @@ impl World {
         };
         let rng = &mut self.rng;
         let op = match rng.below(12) {
-            0..4 => {
-                self.uniques += 1;
-                return (
-                    Op::Create {
-                        path: unique(self.uniques),
-                    },
-                    Some((self.uniques, true)),
-                );
-            }
+            0..4 => return self.unique_file(),
             4..6 => {
                 let number = 1 + rng.below(self.uniques.max(1));
                 let data = number.to_string().into_bytes();
@@ -121,8 +127,8 @@ impl World {
         let node = self.rng.below(self.slots.len());
         let some_time = Duration::from_millis(self.rng.below(8000) as u64);
         match self.rng.below(10) {
-            0 if self.class == Class::Partitions => self.cut_while_sending(node),
-            0..3 if self.class == Class::Partitions => self.split_or_heal(),
+            0..2 if self.class == Class::Partitions => self.cut_while_sending(node),
+            2..4 if self.class == Class::Partitions => self.split_or_heal(),
             0..5 => {
                 if self.slots[node].process.is_some() && self.may_lose(node) {
                     self.kill(node);
@@ -159,17 +165,71 @@ impl World {
     }
 
     /// A node loses the others while they have not seen yet what it sends: more changes than they may
-    /// make until it is back.
+    /// make until it is back. Corosync notices at once, or so late that callers are refused before;
+    /// and what the node sends may be lost some time before that.
     fn cut_while_sending(&mut self, node: usize) {
         for _ in 0..8 {
             self.request_on(node);
         }
-        for _ in 0..16 {
-            self.send(node);
-            self.input(node);
+        // One after the other.
+        if (0..self.slots.len()).any(|n| self.cpg.blind(n)) {
+            return;
+        }
+        let (late, mute) = (self.rng.chance(60), self.rng.chance(50));
+        if late && mute {
+            // As much as one visit of the token takes.
+            for _ in 0..self.rng.below(9) {
+                self.send_alone(node);
+            }
+        } else {
+            for _ in 0..16 {
+                self.send(node);
+                self.input(node);
+            }
         }
         self.split = true;
-        self.network((0..self.slots.len()).map(|n| (n == node).into()).collect());
+        if !late {
+            return self.network((0..self.slots.len()).map(|n| (n == node).into()).collect());
+        }
+        self.note(|| format!("cut off, unnoticed: {node}"));
+        let longest = self.write_timeout.as_millis() as usize * 2;
+        let mut last = self.time;
+        for component in self.cpg.cut(node, &mut self.rng).into_iter().flatten() {
+            let at = self.time + Duration::from_millis(self.rng.below(longest) as u64);
+            self.later.push((at, Later::Notice(component)));
+            last = last.max(at);
+        }
+        if self.rng.chance(70) {
+            // The others make one change until it is back.
+            let other = (node + 1) % self.slots.len();
+            let second = Duration::from_secs(1);
+            self.later.push((last + second, Later::Create(other)));
+            self.later.push((last + 3 * second, Later::Heal));
+            self.quiet_until = last + 5 * second;
+        }
+    }
+
+    pub(super) fn happen(&mut self, what: Later) {
+        match what {
+            Later::Notice(component) => self.cpg.notice(component, &mut self.rng),
+            Later::Create(node) => {
+                let (op, unique) = self.unique_file();
+                self.ask(node, op, unique);
+            }
+            Later::Heal => {
+                self.split = false;
+                self.network(vec![0; self.slots.len()]);
+            }
+        }
+    }
+
+    /// What it sends reaches nobody else any more.
+    fn send_alone(&mut self, node: usize) {
+        let mut what = None;
+        self.with(node, |process, _, now, out| what = process.send(now, out));
+        if let Some(Out::Message(bytes)) = what {
+            self.cpg.order_alone(node, &bytes);
+        }
     }
 
     fn split_or_heal(&mut self) {
@@ -186,6 +246,7 @@ impl World {
     /// Component of each node.
     fn network(&mut self, components: Vec<usize>) {
         self.note(|| format!("network: {components:?}"));
+        self.later.clear();
         self.cpg.split(&components, &mut self.rng);
     }
 }

@@ -34,8 +34,9 @@ pub struct Ours {
 }
 
 impl Ours {
-    pub fn new(tree: Tree, quorate: bool) -> Self {
+    pub fn new(tree: Tree, quorate: bool, write_timeout: Duration) -> Self {
         let config = Config {
+            write_timeout,
             bulk_bytes: 200,
             ..Config::default()
         };
@@ -179,5 +180,5 @@ impl Ours {
     }
 }
 
-/// The bound of every wait: write timeout, a tick, and a slow store.
-pub const LONGEST_WAIT: Duration = Duration::from_secs(31);
+/// What a wait may take beyond the write timeout: a tick, and a slow store.
+pub const WAIT_SLACK: Duration = Duration::from_secs(1);

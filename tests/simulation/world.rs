@@ -57,6 +57,17 @@ pub(super) struct Slot {
     pub(super) version: u64,
 }
 
+/// What follows a cut.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Later {
+    /// This component misses the others.
+    Notice(usize),
+    /// A client of this node makes a file.
+    Create(usize),
+    /// Everybody reaches everybody.
+    Heal,
+}
+
 pub(super) struct Request {
     pub(super) node: usize,
     /// Unique file it is about, and whether it creates it.
@@ -73,6 +84,12 @@ pub struct World {
     pub(super) slow_store: bool,
     pub(super) failing_store: bool,
     spiteful: bool,
+    /// `--write-timeout` of our nodes.
+    pub(super) write_timeout: Duration,
+    /// What becomes of a cut that nobody has noticed yet.
+    pub(super) later: Vec<(Duration, Later)>,
+    /// Clients are quiet until then.
+    pub(super) quiet_until: Duration,
     /// A node stands still for so long.
     pub(super) ghost_until: Duration,
     pub(super) cpg: Cpg,
@@ -140,6 +157,7 @@ impl World {
         }
         let (slow_store, failing_store) = (rng.chance(50), rng.chance(30));
         let spiteful = rng.chance(50);
+        let write_timeout = Duration::from_secs(rng.pick(&[2, 5, 30, 30]).unwrap_or(30));
         World {
             plan,
             rng,
@@ -148,6 +166,9 @@ impl World {
             slow_store,
             failing_store,
             spiteful,
+            write_timeout,
+            later: Vec::new(),
+            quiet_until: Duration::ZERO,
             ghost_until: Duration::ZERO,
             cpg: Cpg::new(nodes),
             slots,
@@ -185,7 +206,8 @@ impl World {
         }
         let mut submitted = 0;
         while submitted < self.plan.requests || self.faults < self.plan.faults {
-            if submitted < self.plan.requests && self.rng.chance(3) {
+            let quiet = self.time < self.quiet_until;
+            if submitted < self.plan.requests && !quiet && self.rng.chance(3) {
                 submitted += 1;
                 self.request();
             } else if self.faults < self.plan.faults && self.rng.below(1000) < self.spite() {
@@ -269,11 +291,19 @@ impl World {
             .as_ref()
             .is_some_and(Process::sending);
         let storing = matches!(&self.slots[node].process, Some(Process::Ours(p)) if p.storing());
-        self.cpg.waiting(node) > 0 || sending || storing
+        self.cpg.waiting(node) > 0 || (sending && !self.cpg.blind(node)) || storing
     }
 
     /// Everything that comes with time.
     pub(super) fn clocks(&mut self) {
+        let (due, later): (Vec<_>, Vec<_>) = std::mem::take(&mut self.later)
+            .into_iter()
+            .partition(|(at, _)| self.time >= *at);
+        self.later = later;
+        for (_, what) in due {
+            self.note(|| format!("{what:?}"));
+            self.happen(what);
+        }
         for node in 0..self.slots.len() {
             if self.slots[node]
                 .corosync_at
@@ -322,7 +352,7 @@ impl World {
         slot.process = Some(if slot.c {
             Process::C(CModel::new(tree, quorate))
         } else {
-            Process::Ours(Ours::new(tree, quorate))
+            Process::Ours(Ours::new(tree, quorate, self.write_timeout))
         });
         self.note(|| format!("{node}: process starts"));
     }
@@ -384,6 +414,9 @@ impl World {
     }
 
     pub(super) fn send(&mut self, node: usize) {
+        if self.cpg.blind(node) {
+            return;
+        }
         let mut what = None;
         self.with(node, |process, _, now, out| what = process.send(now, out));
         match what {
