@@ -226,9 +226,11 @@ fn a_synchronisation_is_one_write() {
         follower.host().encode_index(),
         leader().host().encode_index()
     );
-    let Action::Store(write) = &actions[0] else {
+    // What is taken away is kept first.
+    let [Action::KeepAside(aside), Action::Store(write), rest @ ..] = &actions[..] else {
         panic!("{actions:?}");
     };
+    assert_eq!((aside.gone, aside.changed), (1, 0));
     let Write::Sync(commit) = &**write else {
         panic!("{write:?}");
     };
@@ -236,11 +238,11 @@ fn a_synchronisation_is_one_write() {
         (commit.put.len(), commit.root.map(|root| root.version)),
         (5, Some(10))
     );
-    let rest = [
+    let wanted = [
         Action::Replaced,
         Action::ExportCorosyncConf { notify: false },
     ];
-    assert_eq!(actions[1..], rest);
+    assert_eq!(rest, wanted);
 }
 
 #[test]

@@ -165,10 +165,13 @@ pub trait Application {
     /// The membership changed. Not called while this process is out of the group.
     fn confchg(&mut self, members: &[MemberId], ctx: &mut Ctx<Self::Action>);
 
+    /// This process is out of the group, or about to come in.
+    fn left(&mut self) {}
+
     /// The state this node takes part in a synchronisation with. `None`: leave.
     fn state(&mut self, ctx: &mut Ctx<Self::Action>) -> Option<Vec<u8>>;
 
-    /// All states are there, sorted by member. `None`: leave.
+    /// All states are there, sorted by member. `None`: leave; why was logged.
     fn process_states(
         &mut self,
         states: &[(MemberId, Box<[u8]>)],
@@ -189,6 +192,9 @@ pub trait Application {
 
     /// The mode became SYNCED.
     fn synced(&mut self, ctx: &mut Ctx<Self::Action>);
+
+    /// All members of a synchronisation have its result, or have it from this moment on.
+    fn all_synced(&mut self, _ctx: &mut Ctx<Self::Action>) {}
 
     /// Number of all changes ever applied.
     fn changes(&self) -> u64 {

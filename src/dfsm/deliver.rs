@@ -153,6 +153,7 @@ impl<A: Application> Machine<A> {
                 for member in &mut self.members {
                     member.synced = true;
                 }
+                self.with_app(|app, ctx| app.all_synced(ctx));
                 self.deliver_msg_queue();
             }
             (Mode::Synced, Type::State | Type::Update) => {}
@@ -230,7 +231,6 @@ impl<A: Application> Machine<A> {
             .collect();
         let plan = self.with_app(|app, ctx| app.process_states(&states, ctx));
         let Some(plan) = plan.filter(|plan| plan.synced.len() == self.members.len()) else {
-            self.log(Level::Critical, "could not process the states");
             return self.leave();
         };
         self.start_phase_two(plan.leader, &plan.synced);
@@ -273,6 +273,7 @@ impl<A: Application> Machine<A> {
         for member in &mut self.members {
             member.synced = true;
         }
+        self.with_app(|app, ctx| app.all_synced(ctx));
         self.set_mode(Mode::Synced);
         let queue = std::mem::take(&mut self.sync_queue);
         self.log_queue("dfsm_deliver_sync_queue", queue.len());

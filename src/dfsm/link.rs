@@ -67,6 +67,7 @@ impl<A: Application> Machine<A> {
     /// Back to the state before the first membership. Message counts and epoch counter go on.
     fn reset(&mut self) {
         self.refuse_pending();
+        self.app.left();
         self.forget_sync();
         self.sync_queue.clear();
         self.msg_queue.take();

@@ -231,7 +231,7 @@ impl Store {
 }
 
 /// Makes the file with mode 0600 before SQLite could make it with another; true if it was missing.
-fn make_private(path: &Path) -> io::Result<bool> {
+pub(super) fn make_private(path: &Path) -> io::Result<bool> {
     let made = fs::OpenOptions::new()
         .write(true)
         .create_new(true)

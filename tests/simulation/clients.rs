@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use pmxcfs::dcdb::is_local_since;
 use pmxcfs::memdb::{Op, TreePath};
 
+use super::disk::Disk;
 use super::ours::Out;
 use super::process::Process;
 use super::rng::Rng;
@@ -129,6 +131,7 @@ impl World {
         match self.rng.below(10) {
             0..2 if self.class == Class::Partitions => self.cut_while_sending(node),
             2..4 if self.class == Class::Partitions => self.split_or_heal(),
+            4 if self.rng.chance(50) => self.local_mode(node),
             0..5 => {
                 if self.slots[node].process.is_some() && self.may_lose(node) {
                     self.kill(node);
@@ -153,6 +156,49 @@ impl World {
                 self.stall(node, ghost);
             }
         }
+    }
+
+    /// A process of ours ends, and somebody changes its database in local mode: more than the others may
+    /// change until it is back.
+    fn local_mode(&mut self, node: usize) {
+        let slot = &self.slots[node];
+        if slot.c || slot.process.is_none() || !self.may_lose(node) {
+            return;
+        }
+        let mut tree = slot.disk.load(0);
+        let root = tree.root_row();
+        // (Numbers as a mishap with SQL leaves them say nothing about who made what.)
+        if tree.iter().any(|(_, entry)| entry.version > root.version) {
+            return;
+        }
+        self.kill(node);
+        let base = self.slots[node].disk.base;
+        let base = base.filter(|base| is_local_since(&tree, *base));
+        let now = 1_000_000 + self.time.as_secs() as u32;
+        let changes = 1 + self.rng.below(20);
+        for change in 0..changes {
+            let file = 1 + self.rng.below(self.uniques.max(1));
+            let op = if self.rng.chance(30) {
+                // If nobody changes anything meanwhile, that counts.
+                self.at_risk.insert(unique(file).as_bytes().to_vec());
+                Op::Delete { path: unique(file) }
+            } else {
+                let name = format!("local{}-{change}", self.time.as_millis());
+                let path = TreePath::new(name.as_bytes());
+                Op::Create { path }
+            };
+            // A file that is not there is not there afterwards either.
+            drop(tree.apply_local(&op, now));
+        }
+        let mut disk = Disk::of(&tree);
+        disk.base = Some(base.unwrap_or(root));
+        self.note(|| {
+            format!(
+                "{node}: {changes} changes in local mode, since {:?}",
+                disk.base
+            )
+        });
+        self.slots[node].disk = disk;
     }
 
     fn stall(&mut self, node: usize, length: Duration) {

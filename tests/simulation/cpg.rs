@@ -118,7 +118,8 @@ impl Cpg {
 
     /// A member that has seen everything.
     pub fn up_to_date(&self, node: usize) -> bool {
-        self.ports[node].joined.is_some() && self.ports[node].inbox.is_empty()
+        let port = &self.ports[node];
+        port.joined.is_some() && !port.blind && port.inbox.is_empty()
     }
 
     pub fn quorate(&self, node: usize) -> bool {

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use pmxcfs::dcdb::is_local_since;
 use pmxcfs::dfsm::{MemberId, Now};
 use pmxcfs::memdb::Error;
 
@@ -352,7 +353,8 @@ impl World {
         slot.process = Some(if slot.c {
             Process::C(CModel::new(tree, quorate))
         } else {
-            Process::Ours(Ours::new(tree, quorate, self.write_timeout))
+            let base = slot.disk.base.filter(|base| is_local_since(&tree, *base));
+            Process::Ours(Ours::new(tree, quorate, self.write_timeout, base))
         });
         self.note(|| format!("{node}: process starts"));
     }

@@ -95,6 +95,8 @@ impl Lab {
                 relevant: Arc::new(|_| true),
                 status,
                 chores: Chores::start(tree.clone(), host_file).unwrap(),
+                path: dir.path().join("config.db"),
+                write_timeout: std::time::Duration::from_secs(30),
             },
             observers,
         );
