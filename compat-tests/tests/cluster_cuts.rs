@@ -80,13 +80,13 @@ fn cut(cluster: &Cluster, n: usize, kind: Cut) -> Vec<String> {
     // Any moment of their work.
     std::thread::sleep(Duration::from_millis(700 + 7 * (n as u64 % 20)));
     if matches!(kind, Cut::SendsFirst) {
-        for j in &others {
-            // To an address of the network card that nobody has.
+        // To an address of the network card that nobody has, for both at the same moment.
+        let to = |j: &usize| {
             let to = address(*j);
-            let lost =
-                format!("ip neigh replace {to} lladdr 02:00:00:00:00:01 nud permanent dev eth0");
-            assert_eq!(node.sh(&lost).0, 0);
-        }
+            format!("neigh replace {to} lladdr 02:00:00:00:00:01 nud permanent dev eth0\n")
+        };
+        let batch: String = others.iter().map(to).collect();
+        assert_eq!(node.sh(&format!("ip -batch - <<< '{batch}'")).0, 0);
         std::thread::sleep(Duration::from_millis(150));
     }
     cluster.lab.connect(i, false);
@@ -108,9 +108,16 @@ fn cut(cluster: &Cluster, n: usize, kind: Cut) -> Vec<String> {
         .into_iter()
         .flat_map(|w| w.join().unwrap())
         .collect();
+    let version = |j: usize| {
+        let digests = cluster.digests(&[j]).remove(0);
+        digests.map(|digests| digests.version).unwrap_or_default()
+    };
     report(&format!(
-        "cluster-cut {n}: {} files acknowledged, the majority goes on after {took:?}",
-        written.len()
+        "cluster-cut {n}: {} files acknowledged, the majority goes on after {took:?} as {made}; versions {} \
+         and {}",
+        written.len(),
+        version(i),
+        version(other)
     ));
     assert!(took > cluster.write_timeout, "noticed in time: {took:?}");
     assert!(written.len() > WRITERS, "hardly anything was written");
