@@ -63,13 +63,13 @@ fn save(directory: &Path, aside: &Aside) -> io::Result<PathBuf> {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
         _ => {}
     }
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    let mut seconds = since.unwrap_or_default().as_secs();
-    let mut path = directory.join(format!("{PREFIX}{seconds}.db"));
-    while path.exists() {
-        seconds += 1;
-        path = directory.join(format!("{PREFIX}{seconds}.db"));
-    }
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    // The last one stays the last one, whatever the clock says.
+    let after = kept(directory)
+        .last()
+        .map_or(0, |(seconds, _)| seconds.saturating_add(1));
+    let seconds = now.unwrap_or_default().as_secs().max(after);
+    let path = directory.join(format!("{PREFIX}{seconds}.db"));
     let temporary = directory.join(".sync.db.tmp");
     let _ = fs::remove_file(&temporary);
     make_private(&temporary)?;
@@ -94,19 +94,23 @@ fn write(path: &Path, aside: &Aside) -> rusqlite::Result<()> {
     conn.close().map_err(|(_, error)| error)
 }
 
-/// Removes all but the last ones.
-fn prune(directory: &Path) {
+/// What is there, the oldest first.
+fn kept(directory: &Path) -> Vec<(u64, PathBuf)> {
     let number = |path: &PathBuf| {
         let name = path.file_name()?.to_str()?;
         let digits = name.strip_prefix(PREFIX)?.strip_suffix(".db")?;
         digits.parse::<u64>().ok()
     };
-    let Ok(files) = fs::read_dir(directory) else {
-        return;
-    };
-    let paths = files.flatten().map(|file| file.path());
-    let mut kept: Vec<(u64, PathBuf)> = paths.filter_map(|p| number(&p).map(|n| (n, p))).collect();
+    let files = fs::read_dir(directory).into_iter().flatten().flatten();
+    let paths = files.map(|file| file.path());
+    let mut kept: Vec<_> = paths.filter_map(|p| number(&p).map(|n| (n, p))).collect();
     kept.sort();
+    kept
+}
+
+/// Removes all but the last ones.
+fn prune(directory: &Path) {
+    let mut kept = kept(directory);
     let surplus = kept.len().saturating_sub(KEPT);
     for (_, path) in kept.drain(..surplus) {
         if let Err(error) = fs::remove_file(&path) {
