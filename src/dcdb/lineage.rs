@@ -235,6 +235,20 @@ impl<H: TreeHost> Dcdb<H> {
         }
     }
 
+    /// Others get what this node has.
+    pub(super) fn says_what_it_leads_with(&self, comparison: &Comparison, ctx: &mut Ctx<Action>) {
+        let behind = comparison.synced.iter().filter(|synced| !**synced).count();
+        if behind > 0 {
+            let text = self.host.read(|tree| {
+                format!(
+                    "{behind} nodes get the database of this one: {}",
+                    Brief(tree)
+                )
+            });
+            ctx.log(Level::Notice, text);
+        }
+    }
+
     /// Does this node, at position `own`, go on with this synchronisation?
     pub(super) fn goes_on(
         &mut self,

@@ -341,6 +341,7 @@ impl<H: TreeHost> Application for Dcdb<H> {
         }
         self.leader = Some(leader);
         if leader == ctx.own {
+            self.says_what_it_leads_with(&comparison, ctx);
             let wanted = sync::wanted(&comparison);
             self.outgoing = self.host.read(|tree| {
                 let update = |inode| match inode {

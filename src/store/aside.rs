@@ -39,20 +39,21 @@ fn text(path: &Path, aside: &Aside) -> String {
     let (gone, changed) = (aside.gone, aside.changed);
     let mut text = format!(
         "the state of {leader} takes the place of this node's: {gone} entries of this node are gone, \
-         {changed} are different. Its database as it was is '{file}'. What is in it: sqlite3 {file} \
+         {changed} are different. Its database as it was is '{file}'. What is in it: sqlite3 '{file}' \
          \"SELECT inode, parent, name FROM tree\"."
     );
     if let Some((inode, path)) = &aside.example {
-        let whole = path.to_string();
-        let name = whole
-            .rsplit('/')
-            .next()
-            .unwrap_or_default()
-            .replace(['\'', '"', '$', '`', '\\'], "_");
+        let path = path.to_string();
+        // Beside it: there is nothing that it could take the place of.
+        let name = path.rsplit('/').next().unwrap_or_default();
+        let name = name.replace(
+            |c: char| !c.is_ascii_alphanumeric() && !"._-".contains(c),
+            "_",
+        );
+        let number = *inode as i64;
         text += &format!(
-            " To save '{whole}' as a file: sqlite3 {file} \"SELECT writefile('/root/{name}', data) FROM \
-             tree WHERE inode = {}\"",
-            *inode as i64
+            " To save '{path}' as a file: sqlite3 '{file}' \"SELECT writefile('{file}.{name}', data) \
+             FROM tree WHERE inode = {number}\""
         );
     }
     text
