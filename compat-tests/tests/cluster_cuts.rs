@@ -19,7 +19,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// Callers of the node that is cut off.
-const WRITERS: usize = 24;
+const WRITERS: usize = 48;
 /// With corosync's defaults three nodes miss one after some 8 s.
 const CUT_WRITE_TIMEOUT: u64 = 2;
 /// What corosync may take to notice, at most.

@@ -7,7 +7,7 @@ mod cluster;
 
 use cluster::{Assignment, Cluster, SOON, Tree, VISIBLE};
 use compat_tests::daemon::wait_for;
-use compat_tests::{Checker, Daemon, report};
+use compat_tests::{Checker, Daemon, dbfile, report};
 use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -71,8 +71,23 @@ fn a_node_comes_back_from_local_mode(who: &Assignment) {
     cluster.wait_online();
     cluster.equal(SOON);
     assert_eq!(asides(&cluster, 3).len(), 1, "{}", who.name);
-    let log = cluster.log(3);
-    assert!(log.contains("this node had version"), "{}: {log}", who.name);
+    said(&cluster, "this node had version");
+
+    // It has lost its database, or has that of another cluster: the log says so, and what was lost.
+    cluster.stop_well(3);
+    dbfile::remove_with_log(&cluster.node(3).database());
+    cluster.start(3);
+    cluster.wait_online();
+    cluster.equal(SOON);
+    said(&cluster, "this node had a new database");
+    assert_eq!(asides(&cluster, 3).len(), 1, "{}", who.name);
+    cluster.stop_well(3);
+    foreign(&cluster);
+    cluster.start(3);
+    cluster.wait_online();
+    cluster.equal(SOON);
+    said(&cluster, "1 entries of this node are gone");
+    assert_eq!(asides(&cluster, 3).len(), 2, "{}", who.name);
 
     // Nobody moves: the local changes win, also over C nodes.
     in_local_mode(&mut cluster, |_| {});
@@ -83,17 +98,12 @@ fn a_node_comes_back_from_local_mode(who: &Assignment) {
     assert_eq!(tree["more"].3, b"more", "{}", who.name);
     let left = tree.keys().filter(|path| path.ends_with(".conf"));
     assert_eq!(left.count(), 1, "{}: corosync.conf", who.name);
-    assert_eq!(asides(&cluster, 3).len(), 1, "{}", who.name);
+    assert_eq!(asides(&cluster, 3).len(), 2, "{}", who.name);
     let gone = || !shared(&cluster).exists();
     assert!(wait_for(VISIBLE, gone), "{}", who.name);
     // Everything the others lost here they were told of by nobody: nothing of it is kept either.
     for i in who.our_nodes().into_iter().filter(|i| *i != 3) {
-        assert_eq!(
-            asides(&cluster, i),
-            [PathBuf::new(); 0],
-            "{}: node {i}",
-            who.name
-        );
+        assert!(asides(&cluster, i).is_empty(), "{}: node {i}", who.name);
     }
     cluster.finish();
 }
@@ -118,6 +128,22 @@ fn assert_guests(tree: &Tree, before: &Tree, name: &str) {
     for path in wanted {
         assert_eq!(tree.get(path), before.get(path), "{name}: {path}");
     }
+}
+
+fn said(cluster: &Cluster, words: &str) {
+    let log = cluster.log(3);
+    assert!(log.contains(words), "{}: {words}: {log}", cluster.who.name);
+}
+
+/// A database of other origin, with fewer changes than the cluster's.
+fn foreign(cluster: &Cluster) {
+    let node = cluster.node(3);
+    dbfile::remove_with_log(&node.database());
+    let conf = fs::read(node.path("/etc/corosync/corosync.conf")).unwrap();
+    let mut database = dbfile::Builder::default();
+    database.file("corosync.conf", &conf);
+    database.file("elsewhere", b"another cluster");
+    database.write(&node.database()).unwrap();
 }
 
 /// Node 3 ends, and runs alone: its directories of guests go, files come. Meanwhile `work`. Then it

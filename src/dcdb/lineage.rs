@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use super::sync::Comparison;
-use super::{Action, Dcdb, TreeHost};
+use super::{Action, COROSYNC_CONF, Dcdb, TreeHost};
 use crate::dfsm::{Ctx, Level, MemberId};
 use crate::memdb::{Entry, Index, Inode, RootRow, Row, Tree, TreePath};
 
@@ -186,8 +186,10 @@ impl fmt::Display for Brief<'_> {
             mtime,
         } = self.0.root_row();
         let entries = self.0.len() - 1;
-        if self.0.is_empty() {
-            return write!(f, "an empty database (version {version})");
+        let conf = self.0.lookup(&TreePath::new(COROSYNC_CONF)).is_some();
+        if entries == usize::from(conf) {
+            let what = if conf { "corosync.conf" } else { "nothing" };
+            return write!(f, "a new database (version {version}, {what} in it)");
         }
         write!(
             f,

@@ -18,22 +18,22 @@ impl World {
         self.request_on(node);
     }
 
+    /// There is somebody to ask, and clients of old nodes are quiet when they should be.
+    fn may_ask(&self, node: usize) -> bool {
+        let process = self.slots[node].process.as_ref();
+        process.is_some_and(|p| p.is_ours() || self.mix != Mix::Tame || p.all_synced())
+    }
+
     fn request_on(&mut self, node: usize) {
-        let Some(process) = &self.slots[node].process else {
-            return;
-        };
-        let ours = process.is_ours();
-        if !ours && self.mix == Mix::Tame && !process.all_synced() {
+        if !self.may_ask(node) {
             return;
         }
+        let ours = !self.slots[node].c;
         let (op, unique) = self.operation(ours);
         self.ask(node, op, unique);
     }
 
     fn ask(&mut self, node: usize, op: Op, unique: Option<(usize, bool)>) {
-        if self.slots[node].process.is_none() {
-            return;
-        }
         self.tickets += 1;
         let ticket = self.tickets;
         // A stopped process answers nobody.
@@ -258,10 +258,11 @@ impl World {
     pub(super) fn happen(&mut self, what: Later) {
         match what {
             Later::Notice(component) => self.cpg.notice(component, &mut self.rng),
-            Later::Create(node) => {
+            Later::Create(node) if self.may_ask(node) => {
                 let (op, unique) = self.unique_file();
                 self.ask(node, op, unique);
             }
+            Later::Create(_) => {}
             Later::Heal => {
                 self.split = false;
                 self.network(vec![0; self.slots.len()]);
