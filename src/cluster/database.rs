@@ -2,24 +2,27 @@
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
 use super::Observers;
 use super::chores::Chores;
 use super::differences::differences;
-use super::gate::{Gate, Verdict};
+use super::gate::{Gate, Verdict, Waiter};
 use super::group::Surroundings;
+use super::logs::log;
 use crate::dcdb::{self, Dcdb, SyncCommit, TreeHost, Write};
-use crate::dfsm::{Busy, Ticket};
+use crate::dfsm::{Busy, Level, Ticket};
 use crate::failure::uninterrupted;
 use crate::memdb::{Change, Effects, Error, Op, Stamp, Tree};
 use crate::replica::local::Relevant;
 use crate::replica::{Announcer, Applied, Done, SharedTree};
 use crate::status::Status;
-use crate::store::StoreHandle;
+use crate::store::{StoreHandle, remove_base};
 
 /// More content than this does not wait for the disk: the node leaves the group until it has caught
 /// up. The whole file system is meant to hold half of it.
@@ -96,8 +99,7 @@ struct Fresh {
 
 /// Whoever waits for a change, and what there is to be said.
 struct Caller {
-    ticket: Ticket,
-    done: Done,
+    waiter: Waiter,
     applied: Applied,
 }
 
@@ -109,12 +111,16 @@ pub(super) struct DatabaseParts {
     pub relevant: Relevant,
     pub status: Arc<Status>,
     pub chores: Chores,
+    /// Path of the database.
+    pub path: PathBuf,
+    /// The longest wait of a caller.
+    pub write_timeout: Duration,
 }
 
 /// Carries out what [`Dcdb`] asks for.
 pub(super) struct Database {
     parts: DatabaseParts,
-    waiting: HashMap<Ticket, Done>,
+    waiting: HashMap<Ticket, Waiter>,
     last_ticket: Ticket,
     fresh: Option<Fresh>,
     gate: Gate,
@@ -153,17 +159,29 @@ impl Database {
     /// Whoever waits for the result gets it by this ticket.
     pub fn ticket(&mut self, done: Done) -> Ticket {
         self.last_ticket += 1;
-        self.waiting.insert(self.last_ticket, done);
-        self.last_ticket
+        let ticket = self.last_ticket;
+        let until = Instant::now() + self.parts.write_timeout;
+        let waiter = Waiter {
+            ticket,
+            done,
+            until,
+        };
+        self.waiting.insert(ticket, waiter);
+        ticket
     }
 
     /// Nobody will get a result any more.
     pub fn refuse_all(&mut self) {
-        for (_, done) in self.waiting.drain() {
-            done(Err(Error::Busy));
+        for (_, waiter) in self.waiting.drain() {
+            (waiter.done)(Err(Error::Busy));
         }
         self.store_fresh();
         self.gate.refuse_all();
+    }
+
+    /// Whoever has waited long enough for the disk is told so. (For the others: the machine.)
+    pub fn expire(&mut self) {
+        self.gate.expire(Instant::now());
     }
 
     fn store_sync(&mut self, sync: SyncCommit) {
@@ -207,23 +225,21 @@ impl Database {
         let announcer = self.parts.announcer.clone();
         let relevant = (self.parts.relevant)(&change.effects);
         let waiting = self.count(&change);
-        let Caller {
-            ticket,
-            done,
-            applied,
-        } = caller;
-        let (gate, number) = (self.gate.clone(), self.gate.enter(Some(ticket)));
+        let Caller { waiter, applied } = caller;
+        let (gate, number) = (self.gate.clone(), self.gate.enter(Some(waiter)));
         let copy = Box::new(change.clone());
         change.effects = Effects::default();
         let told = move |stored: Result<(), Error>| {
             drop(waiting);
-            let then = move |verdict| match outcome(stored, verdict) {
-                Ok(()) => answer(applied, copy, relevant, &announcer, done),
+            let then = move |verdict, done| match (outcome(stored, verdict), done) {
+                (Ok(()), Some(done)) => answer(applied, copy, relevant, &announcer, done),
                 // Refused, but memory and some other node have it.
-                Err(err) => {
+                (result, done) => {
                     announcer.forget(&copy);
                     announcer.announce(copy.effects);
-                    done(Err(err));
+                    if let (Err(err), Some(done)) = (result, done) {
+                        done(Err(err));
+                    }
                 }
             };
             gate.stored(number, Box::new(then));
@@ -243,7 +259,7 @@ impl Database {
         let (gate, number) = (self.gate.clone(), self.gate.enter(None));
         let told = move |_: Result<(), Error>| {
             drop(waiting);
-            gate.stored(number, Box::new(move |_| announcer.announce(effects)));
+            gate.stored(number, Box::new(move |_, _| announcer.announce(effects)));
         };
         self.parts.store.put(change, Box::new(told));
     }
@@ -254,13 +270,30 @@ impl Database {
         self.parts.store.write();
     }
 
+    /// Local mode is forgotten, once what became of it is stored.
+    fn shared(&mut self) {
+        self.store_fresh();
+        let path = self.parts.path.clone();
+        let told = move |stored: Result<(), Error>| {
+            if let (Ok(()), Err(error)) = (stored, remove_base(&path)) {
+                let path = path.display();
+                log(
+                    "dcdb",
+                    Level::Warning,
+                    &format!("cannot remove '{path}.shared': {error}"),
+                );
+            }
+        };
+        self.parts.store.after(Box::new(told));
+    }
+
     /// The new tree is told of when everything before it was.
     fn replaced(&mut self) {
         let changes = std::mem::take(&mut *self.differences.lock());
         let (tree, status) = (self.parts.tree.clone(), self.parts.status.clone());
         let announcer = self.parts.announcer.clone();
         let (gate, number) = (self.gate.clone(), self.gate.enter(None));
-        let tell = move |_| {
+        let tell = move |_, _| {
             announcer.replaced(changes, Box::new(move || status.reloaded(&tree.read())));
         };
         let told = move |_: Result<(), Error>| gate.stored(number, Box::new(tell));
@@ -311,6 +344,11 @@ impl Surroundings<Dcdb<Host>> for Database {
                     Write::Sync(sync) => self.store_sync(sync),
                 }
             }
+            dcdb::Action::KeepAside(aside) => {
+                self.store_fresh();
+                self.parts.store.keep_aside(aside);
+            }
+            dcdb::Action::Shared => self.shared(),
             dcdb::Action::Replaced => {
                 self.store_fresh();
                 self.replaced();
@@ -320,28 +358,28 @@ impl Surroundings<Dcdb<Host>> for Database {
     }
 
     fn applied(&mut self, ticket: Ticket, reply: Result<Applied, Error>) {
-        let Some(done) = self.waiting.remove(&ticket) else {
+        let Some(waiter) = self.waiting.remove(&ticket) else {
             return;
         };
         let applied = match reply {
             Ok(applied) => applied,
             // Nothing was changed: there is nothing to wait for.
-            Err(err) => return done(Err(err)),
+            Err(err) => return (waiter.done)(Err(err)),
         };
         match &mut self.fresh {
             Some(fresh) if fresh.caller.is_none() && fresh.change.inode == applied.inode => {
-                fresh.caller = Some(Caller {
-                    ticket,
-                    done,
-                    applied,
-                });
+                fresh.caller = Some(Caller { waiter, applied });
             }
             // A success that changed nothing: no earlier than what came before it.
             _ => {
                 self.store_fresh();
-                let (gate, number) = (self.gate.clone(), self.gate.enter(Some(ticket)));
+                let (gate, number) = (self.gate.clone(), self.gate.enter(Some(waiter)));
                 let told = move |stored: Result<(), Error>| {
-                    let then = move |verdict| done(outcome(stored, verdict).map(|()| applied));
+                    let then = move |verdict, done: Option<Done>| {
+                        if let Some(done) = done {
+                            done(outcome(stored, verdict).map(|()| applied));
+                        }
+                    };
                     gate.stored(number, Box::new(then));
                 };
                 self.parts.store.after(Box::new(told));
@@ -351,15 +389,15 @@ impl Surroundings<Dcdb<Host>> for Database {
 
     fn release(&mut self, ticket: Ticket) {
         self.store_fresh();
-        self.gate.judge(ticket, Verdict::Release);
+        self.gate.release(ticket);
     }
 
     fn reply(&mut self, ticket: Ticket, result: Result<Result<Applied, Error>, Busy>) {
         match self.waiting.remove(&ticket) {
-            Some(done) => done(result.unwrap_or(Err(Error::Busy))),
+            Some(waiter) => (waiter.done)(result.unwrap_or(Err(Error::Busy))),
             None => {
                 self.store_fresh();
-                self.gate.judge(ticket, Verdict::Refuse);
+                self.gate.refuse(ticket);
             }
         }
     }

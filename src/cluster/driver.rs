@@ -97,6 +97,7 @@ impl Core {
             if now.mono >= tick_at {
                 tick_at = now.mono + TICK;
                 self.dcdb.handle(now, Event::Tick);
+                self.dcdb.surroundings.expire();
                 self.kvstore.handle(now, Event::Tick);
                 self.connect_rounds(now);
             }

@@ -1,16 +1,20 @@
 //! Answers that wait for two things: the disk, and the other nodes.
 //!
 //! Both come in the order of the changes, but neither waits for the other. What becomes visible
-//! (an answer, a counter of `.version`) does so in that order, too.
+//! (a success, a counter of `.version`) does so in that order, too. A refusal waits for nothing.
 #![forbid(unsafe_code)]
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use std::time::Instant;
+
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::dfsm::Ticket;
 use crate::failure::contain;
+use crate::memdb::Error;
+use crate::replica::Done;
 
 /// May the caller be told?
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,12 +25,20 @@ pub(super) enum Verdict {
     Refuse,
 }
 
-/// What is done when both are known.
-pub(super) type Then = Box<dyn FnOnce(Verdict) + Send>;
+/// Somebody who waits for a change.
+pub(super) struct Waiter {
+    pub ticket: Ticket,
+    pub done: Done,
+    /// He is refused then.
+    pub until: Instant,
+}
+
+/// What is done when both are known, with whoever is not answered yet.
+pub(super) type Then = Box<dyn FnOnce(Verdict, Option<Done>) + Send>;
 
 struct Entry {
-    /// `None`: nobody waits, there is nothing to be said.
-    ticket: Option<Ticket>,
+    /// `None`: nobody waits, or he was refused.
+    waiter: Option<Waiter>,
     verdict: Option<Verdict>,
     /// Set when it is stored.
     then: Option<Then>,
@@ -42,13 +54,26 @@ struct Queue {
 }
 
 impl Queue {
-    fn pop_ready(&mut self) -> Option<(Then, Verdict)> {
+    fn pop_ready(&mut self) -> Option<(Then, Verdict, Option<Done>)> {
         let front = self.entries.front_mut()?;
         let verdict = front.verdict?;
         let then = front.then.take()?;
-        self.entries.pop_front();
+        let waiter = self.entries.pop_front()?.waiter;
         self.first += 1;
-        Some((then, verdict))
+        Some((then, verdict, waiter.map(|waiter| waiter.done)))
+    }
+
+    /// Takes away whoever is refused.
+    fn refuse(&mut self, which: impl Fn(&Waiter, Option<Verdict>) -> bool) -> Vec<Done> {
+        let mut refused = Vec::new();
+        for entry in &mut self.entries {
+            let verdict = entry.verdict;
+            if let Some(waiter) = entry.waiter.take_if(|waiter| which(waiter, verdict)) {
+                entry.verdict = Some(Verdict::Refuse);
+                refused.push(waiter.done);
+            }
+        }
+        refused
     }
 }
 
@@ -57,12 +82,12 @@ impl Queue {
 pub(super) struct Gate(Arc<Mutex<Queue>>);
 
 impl Gate {
-    /// The place of a change in the order; returns its number. With a ticket it waits for a verdict.
-    pub fn enter(&self, ticket: Option<Ticket>) -> u64 {
+    /// The place of a change in the order; returns its number. With a waiter it needs a verdict.
+    pub fn enter(&self, waiter: Option<Waiter>) -> u64 {
         let mut queue = self.0.lock();
         queue.entries.push_back(Entry {
-            ticket,
-            verdict: ticket.is_none().then_some(Verdict::Release),
+            verdict: waiter.is_none().then_some(Verdict::Release),
+            waiter,
             then: None,
         });
         queue.first + queue.entries.len() as u64 - 1
@@ -76,24 +101,37 @@ impl Gate {
         Gate::run(&mut queue);
     }
 
-    /// Its caller may be told, or not. A ticket that is not here was answered before.
-    pub fn judge(&self, ticket: Ticket, verdict: Verdict) {
+    /// The caller may be told when it is stored. A ticket that is not here was answered before.
+    pub fn release(&self, ticket: Ticket) {
         let mut queue = self.0.lock();
-        let waits = |e: &&mut Entry| e.ticket == Some(ticket) && e.verdict.is_none();
-        let Some(entry) = queue.entries.iter_mut().find(waits) else {
-            return;
-        };
-        entry.verdict = Some(verdict);
+        let of = |e: &&mut Entry| e.waiter.as_ref().is_some_and(|w| w.ticket == ticket);
+        if let Some(entry) = queue.entries.iter_mut().find(of) {
+            entry.verdict.get_or_insert(Verdict::Release);
+        }
         Gate::run(&mut queue);
     }
 
-    /// Nobody will be told anything any more.
+    /// The caller is refused, at once, unless he may be told.
+    pub fn refuse(&self, ticket: Ticket) {
+        self.refuse_those(|waiter, verdict| waiter.ticket == ticket && verdict.is_none());
+    }
+
+    /// Whoever has waited long enough, for the others or for the disk, is refused.
+    pub fn expire(&self, now: Instant) {
+        self.refuse_those(|waiter, _| waiter.until <= now);
+    }
+
+    /// Nobody will be told anything any more that was not confirmed.
     pub fn refuse_all(&self) {
-        let mut queue = self.0.lock();
-        for entry in &mut queue.entries {
-            entry.verdict.get_or_insert(Verdict::Refuse);
+        self.refuse_those(|_, verdict| verdict.is_none());
+    }
+
+    fn refuse_those(&self, which: impl Fn(&Waiter, Option<Verdict>) -> bool) {
+        let refused = self.0.lock().refuse(which);
+        for done in refused {
+            done(Err(Error::Busy));
         }
-        Gate::run(&mut queue);
+        Gate::run(&mut self.0.lock());
     }
 
     /// In order, and without the lock: a caller may come back with the next change.
@@ -101,8 +139,8 @@ impl Gate {
         if std::mem::replace(&mut queue.running, true) {
             return;
         }
-        while let Some((then, verdict)) = queue.pop_ready() {
-            let told = || MutexGuard::unlocked(queue, || then(verdict));
+        while let Some((then, verdict, done)) = queue.pop_ready() {
+            let told = || MutexGuard::unlocked(queue, || then(verdict, done));
             // Those that come behind must not wait for ever.
             contain("answering a change", told);
         }
@@ -114,62 +152,104 @@ impl Gate {
 mod tests {
     use super::*;
 
-    type Told = Arc<Mutex<Vec<(&'static str, Verdict)>>>;
+    /// Names of what was done, and answers.
+    type Told = Arc<Mutex<Vec<(&'static str, Result<(), Error>)>>>;
 
     fn then(told: &Told, name: &'static str) -> Then {
         let told = told.clone();
-        Box::new(move |verdict| told.lock().push((name, verdict)))
+        Box::new(move |verdict, done| {
+            let result = match verdict {
+                Verdict::Release => Ok(()),
+                Verdict::Refuse => Err(Error::Busy),
+            };
+            told.lock().push((name, result));
+            assert_eq!(done.is_some(), result.is_ok() && name != "nobody");
+        })
     }
+
+    fn waiter(told: &Told, ticket: Ticket) -> Option<Waiter> {
+        let told = told.clone();
+        Some(Waiter {
+            ticket,
+            done: Box::new(move |result| told.lock().push(("answer", result.map(drop)))),
+            until: Instant::now() + LIMIT,
+        })
+    }
+
+    const LIMIT: std::time::Duration = std::time::Duration::from_secs(60);
+    const REFUSED: Result<(), Error> = Err(Error::Busy);
 
     #[test]
     fn both_are_needed_in_whatever_order_they_come() {
         let (gate, told) = (Gate::default(), Told::default());
-        let [a, b] = [1, 2].map(|ticket| gate.enter(Some(ticket)));
+        let [a, b] = [1, 2].map(|ticket| gate.enter(waiter(&told, ticket)));
         gate.stored(a, then(&told, "a"));
         assert!(told.lock().is_empty());
-        gate.judge(1, Verdict::Release);
-        gate.judge(2, Verdict::Refuse);
-        assert_eq!(*told.lock(), [("a", Verdict::Release)]);
+        gate.release(1);
+        gate.release(2);
+        assert_eq!(*told.lock(), [("a", Ok(()))]);
         gate.stored(b, then(&told, "b"));
-        assert_eq!(told.lock()[1], ("b", Verdict::Refuse));
+        assert_eq!(told.lock()[1], ("b", Ok(())));
         // Twice is once.
-        gate.judge(2, Verdict::Release);
+        gate.refuse(2);
         assert_eq!(told.lock().len(), 2);
+    }
+
+    #[test]
+    fn a_refusal_does_not_wait_for_the_disk() {
+        let (gate, told) = (Gate::default(), Told::default());
+        let [a, b, c] = [1, 2, 3].map(|ticket| gate.enter(waiter(&told, ticket)));
+        gate.refuse(2);
+        assert_eq!(*told.lock(), [("answer", REFUSED)]);
+        // Confirmed, but the disk takes too long.
+        gate.release(1);
+        gate.release(3);
+        gate.expire(Instant::now());
+        assert_eq!(told.lock().len(), 1);
+        gate.expire(Instant::now() + LIMIT);
+        assert_eq!(*told.lock(), [("answer", REFUSED); 3]);
+        // Written after all: what follows does, in order.
+        for (number, name) in [(b, "b"), (a, "a"), (c, "c")] {
+            gate.stored(number, then(&told, name));
+        }
+        let want = [("a", REFUSED), ("b", REFUSED), ("c", REFUSED)];
+        assert_eq!(told.lock()[3..], want);
     }
 
     #[test]
     fn what_nobody_waits_for_keeps_its_place() {
         let (gate, told) = (Gate::default(), Told::default());
-        let first = gate.enter(Some(1));
+        let first = gate.enter(waiter(&told, 1));
         let second = gate.enter(None);
         gate.stored(first, then(&told, "first"));
-        gate.stored(second, then(&told, "second"));
+        gate.stored(second, then(&told, "nobody"));
         assert!(told.lock().is_empty());
         gate.refuse_all();
-        let want = [("first", Verdict::Refuse), ("second", Verdict::Release)];
+        let want = [("answer", REFUSED), ("first", REFUSED), ("nobody", Ok(()))];
         assert_eq!(*told.lock(), want);
     }
 
     #[test]
     fn a_panic_ends_one_answer_only() {
         let (gate, told) = (Gate::default(), Told::default());
-        gate.stored(gate.enter(None), Box::new(|_| panic!("on purpose")));
-        gate.stored(gate.enter(None), then(&told, "next"));
-        assert_eq!(*told.lock(), [("next", Verdict::Release)]);
+        gate.stored(gate.enter(None), Box::new(|_, _| panic!("on purpose")));
+        gate.stored(gate.enter(None), then(&told, "nobody"));
+        assert_eq!(*told.lock(), [("nobody", Ok(()))]);
     }
 
     #[test]
     fn a_caller_may_come_back_with_the_next_change() {
         let (gate, told) = (Gate::default(), Told::default());
-        let first = gate.enter(Some(1));
+        let first = gate.enter(waiter(&told, 1));
         let (again, next) = (gate.clone(), then(&told, "next"));
-        let come_back = move |_| {
-            let second = again.enter(Some(2));
-            again.judge(2, Verdict::Release);
+        let second = waiter(&told, 2);
+        let come_back = move |_, _| {
+            let second = again.enter(second);
+            again.release(2);
             again.stored(second, next);
         };
-        gate.judge(1, Verdict::Release);
+        gate.release(1);
         gate.stored(first, Box::new(come_back));
-        assert_eq!(*told.lock(), [("next", Verdict::Release)]);
+        assert_eq!(*told.lock(), [("next", Ok(()))]);
     }
 }

@@ -47,7 +47,7 @@ use crate::dcdb::Dcdb;
 use crate::dfsm::{Config, Machine, MemberId, Mode};
 use crate::ipc::service::StatusReplica;
 use crate::kvstore::{self, Kvstore};
-use crate::memdb::{Error, Op};
+use crate::memdb::{Error, Op, RootRow};
 use crate::replica::local::Relevant;
 use crate::replica::{Announcer, Clock, Done, Observer, Replica, SharedTree};
 use crate::status::Status;
@@ -67,6 +67,10 @@ type Observers = Arc<Mutex<Vec<Arc<dyn Observer>>>>;
 pub struct Parts {
     pub tree: SharedTree,
     pub store: StoreHandle,
+    /// Path of the database.
+    pub database: PathBuf,
+    /// All changes since this version row were made in local mode.
+    pub local_since: Option<RootRow>,
     pub announcer: Arc<Announcer>,
     pub relevant: Relevant,
     pub clock: Clock,
@@ -279,6 +283,8 @@ impl Prepared {
                 relevant: parts.relevant,
                 status: parts.status.clone(),
                 chores,
+                path: parts.database,
+                write_timeout: parts.write_timeout,
             },
             replica.observers.clone(),
         );
@@ -293,9 +299,13 @@ impl Prepared {
         };
         let kvstore = Kvstore::new(parts.status.clone(), &parts.node_ip);
         let pid = std::process::id();
+        let mut dcdb = Dcdb::new(host);
+        if let Some(base) = parts.local_since {
+            dcdb.changed_since(base);
+        }
         let core = Core {
             dcdb: Group::new(
-                Machine::new(Dcdb::new(host), dcdb_config),
+                Machine::new(dcdb, dcdb_config),
                 database,
                 pid,
                 driver::requests(jobs.clone(), GroupName::Dcdb),

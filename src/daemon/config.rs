@@ -163,7 +163,7 @@ fn command() -> Command {
         )
         .arg(seconds_arg(
             "write-timeout",
-            "Cluster: longest wait of a change, in seconds",
+            "Longest wait of a change, in seconds",
             WRITE_TIMEOUT,
         ))
         .arg(seconds_arg(

@@ -10,7 +10,7 @@ use parking_lot::RwLock;
 use super::config::Config;
 use super::dots::StatusDots;
 use super::files::unix_time;
-use super::replication::{Common, HOST_COROSYNC_CONF, Replication};
+use super::replication::{Common, HOST_COROSYNC_CONF, Replication, enter_local_mode};
 use super::run::Prepared;
 use super::watchdog::Pulse;
 use super::{StartError, signals};
@@ -62,8 +62,13 @@ impl Node {
 
         let (store, tree) = open_database(config, &clock)?;
         let local = is_local(config, &tree);
+        if local && has_corosync_conf(&tree) {
+            enter_local_mode(&config.database, &tree);
+        }
         status.reloaded(&tree);
-        let store = store.spawn().map_err(StartError::thread("store"))?;
+        let store = store
+            .spawn_for(config.write_timeout)
+            .map_err(StartError::thread("store"))?;
         let sink = status.clone();
         let announcer = Announcer::start(Arc::new(move |effects| sink.announce(effects)))
             .map_err(StartError::thread("notify"))?;
@@ -166,10 +171,13 @@ fn open_database(config: &Config, clock: &Clock) -> Result<(Store, Tree), StartE
     Ok((store, tree))
 }
 
+fn has_corosync_conf(tree: &Tree) -> bool {
+    tree.read(&TreePath::new(COROSYNC_CONF)).is_some()
+}
+
 /// Local mode: asked for, or nothing in the database that says otherwise.
 fn is_local(config: &Config, tree: &Tree) -> bool {
-    let has_conf = tree.read(&TreePath::new(COROSYNC_CONF)).is_some();
-    match (has_conf, config.local) {
+    match (has_corosync_conf(tree), config.local) {
         (true, true) => {
             tracing::info!(target: "main", "forcing local mode (although corosync.conf exists)");
             true

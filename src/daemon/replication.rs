@@ -2,17 +2,20 @@
 #![forbid(unsafe_code)]
 
 use std::net::IpAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Config, StartError};
 use crate::cluster::{self, Cluster, ClusterReplica, Prepared};
+use crate::dcdb::is_local_since;
 use crate::ipc::service::{NoPeers, StatusReplica};
+use crate::memdb::{RootRow, Tree};
 use crate::replica::Clock;
 use crate::replica::local::Parts;
 use crate::replica::{Announcer, LocalReplica, Observer, Replica, SharedTree};
 use crate::status::Status;
-use crate::store::StoreHandle;
+use crate::store::{StoreHandle, read_base, remove_base, write_base};
 
 /// Where corosync reads its configuration.
 pub const HOST_COROSYNC_CONF: &str = "/etc/corosync/corosync.conf";
@@ -60,6 +63,7 @@ impl Replication {
 
     /// A node of a cluster, not quorate until corosync says so.
     pub fn cluster(common: Common, node_ip: IpAddr, config: &Config) -> Result<Self, StartError> {
+        let local_since = local_since(&config.database, &common.tree.read());
         let Common {
             tree,
             store,
@@ -76,6 +80,8 @@ impl Replication {
             status,
             node_ip: node_ip.to_string(),
             host_conf: HOST_COROSYNC_CONF.into(),
+            database: config.database.clone(),
+            local_since,
             write_timeout: config.write_timeout,
             verify_every: Some(config.verify_interval),
         });
@@ -142,4 +148,40 @@ impl Replication {
             }
         }
     }
+}
+
+/// Local mode of a node that belongs to a cluster: remembers what it had in common with the others.
+pub fn enter_local_mode(database: &Path, tree: &Tree) {
+    if read_base(database).is_some_and(|base| is_local_since(tree, base)) {
+        return;
+    }
+    if let Err(err) = write_base(database, tree.root_row()) {
+        let path = database.display();
+        tracing::error!(
+            target: "database",
+            "cannot write '{path}.shared': {err} - what is changed now may take the place of what the \
+             other nodes change meanwhile: stop pmxcfs, see why (df -h), and start it again"
+        );
+    }
+}
+
+/// What this node had in common with the others before it was changed in local mode, if it was.
+fn local_since(database: &Path, tree: &Tree) -> Option<RootRow> {
+    let base = read_base(database)?;
+    if is_local_since(tree, base) {
+        tracing::info!(
+            target: "database",
+            "versions {} to {} were made in local mode: the other nodes get them if they have not \
+             changed anything since version {}",
+            base.version + 1,
+            tree.root_row().version,
+            base.version
+        );
+        return Some(base);
+    }
+    if let Err(err) = remove_base(database) {
+        let path = database.display();
+        tracing::warn!(target: "database", "cannot remove '{path}.shared': {err}");
+    }
+    None
 }

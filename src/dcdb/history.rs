@@ -1,4 +1,4 @@
-//! The last own changes, as long as nobody was told of them: they can be taken back.
+//! The last own changes, as long as it is not known that others have them: they can be taken back.
 //!
 //! A node that loses all others at the moment it sends something has changes that the others may
 //! never get ([`dfsm`](crate::dfsm), ADR 005). Kept, they would count in its version, by which the
@@ -13,10 +13,11 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use super::sync::{Outcome, SyncCommit, rows_of, successor};
 use crate::memdb::{Change, Inode, LoadError, LoadRow, Op, ROOT_INODE, RootRow, Row, Tree};
 
-/// Content that is kept for this, in bytes. What is beyond cannot be taken back.
+/// Memory that is kept for this, in bytes. What is beyond cannot be taken back; that much would have to
+/// come back in one turn of corosync's token, because what is sent after it confirms it.
 const MAX_BYTES: usize = 32 << 20;
-/// What an entry without content counts for.
-const ENTRY_BYTES: usize = 256;
+/// What an entry without content takes: its map has room for eleven rows.
+const ENTRY_BYTES: usize = 1 << 10;
 
 /// What a change touches, as it was before. No row: there was none.
 #[derive(Debug)]
@@ -47,7 +48,7 @@ impl Before {
     }
 
     fn bytes(&self) -> usize {
-        let data = |row: &Row| row.data.as_ref().map_or(0, |data| data.len());
+        let data = |row: &Row| row.name.len() + row.data.as_ref().map_or(0, |data| data.len());
         let rows = self.rows.values().flatten();
         ENTRY_BYTES + rows.map(data).sum::<usize>()
     }

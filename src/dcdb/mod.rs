@@ -13,19 +13,23 @@ use std::collections::{BTreeMap, VecDeque};
 use crate::dfsm::{
     Application, Consequence, Ctx, Delivery, Level, MemberId, Outgoing, Plan, Verdict,
 };
-use crate::memdb::{Change, Error, Index, Inode, Op, ROOT_INODE, Stamp, Tree};
+use crate::memdb::{Change, Error, Index, Inode, Op, ROOT_INODE, RootRow, Stamp, Tree};
 use crate::replica::Applied;
 
 mod history;
 mod host;
+mod lineage;
 mod locks;
 mod sync;
 #[cfg(test)]
 mod tests;
+mod truncate;
 pub mod wire;
 
 use history::{Before, History};
 pub use host::TreeHost;
+use lineage::Lineage;
+pub use lineage::{Aside, is_local_since};
 pub use sync::SyncCommit;
 use wire::{Message, Update};
 
@@ -50,6 +54,10 @@ pub enum Write {
 pub enum Action {
     /// Store this, in order.
     Store(Box<Write>),
+    /// Save this as a database of its own, before anything else is stored.
+    KeepAside(Box<Aside>),
+    /// What was changed in local mode is the cluster's now, or gone.
+    Shared,
     /// The whole tree was replaced: everything kept about it is old (change counters, guest list).
     Replaced,
     /// Look whether the host's corosync.conf has to be rewritten, and with `notify` tell corosync
@@ -80,13 +88,17 @@ pub struct Dcdb<H: TreeHost> {
     unwanted: u32,
     /// Leader: what is still to be sent, as it was when the states were compared.
     outgoing: VecDeque<Update>,
-    /// Own changes that nobody was told of.
+    /// Own changes that the others may not have.
     history: History,
+    lineage: Lineage,
+    /// Of the synchronisation under way.
+    leader: Option<MemberId>,
 }
 
 impl<H: TreeHost> Dcdb<H> {
     /// Replicates the tree of `host`; not quorate until told so.
     pub fn new(host: H) -> Self {
+        let version = host.read(|tree| tree.root_row().version);
         Dcdb {
             host,
             quorate: false,
@@ -96,7 +108,14 @@ impl<H: TreeHost> Dcdb<H> {
             unwanted: 0,
             outgoing: VecDeque::new(),
             history: History::default(),
+            lineage: Lineage::new(version),
+            leader: None,
         }
+    }
+
+    /// All changes since this version row were made in local mode.
+    pub fn changed_since(&mut self, base: RootRow) {
+        self.lineage.base = Some(base);
     }
 
     /// Where the tree lives.
@@ -191,38 +210,6 @@ fn writes_corosync_conf(op: &Op) -> bool {
     }
 }
 
-/// A growing truncate as a write of its last zero byte. Nodes that run the C daemon would record
-/// the new size of an *empty* file without any content and crash when it is read; and it may have
-/// become empty when this arrives (filesystem.md 6).
-fn without_growing_truncate(op: Op, tree: &Tree) -> Op {
-    match op {
-        Op::Write {
-            path,
-            offset,
-            data,
-            truncate,
-        } if data.is_empty() && offset > 0 => {
-            let size = tree.read(&path).map(|content| content.len() as u64);
-            if size.is_some_and(|size| offset > size) {
-                Op::Write {
-                    path,
-                    offset: offset - 1,
-                    data: vec![0],
-                    truncate,
-                }
-            } else {
-                Op::Write {
-                    path,
-                    offset,
-                    data,
-                    truncate,
-                }
-            }
-        }
-        other => other,
-    }
-}
-
 impl<H: TreeHost> Application for Dcdb<H> {
     const NAME: &'static str = "dcdb";
     const PROTOCOL: u32 = 1;
@@ -269,7 +256,7 @@ impl<H: TreeHost> Application for Dcdb<H> {
         let mut messages = Vec::from_iter(self.unlock(&request, ctx.uptime));
         let op = self
             .host
-            .read(|tree| without_growing_truncate(request, tree));
+            .read(|tree| truncate::without_growing_truncate(request, tree));
         messages.push(Message::Op(op).encode());
         Ok(messages)
     }
@@ -315,9 +302,19 @@ impl<H: TreeHost> Application for Dcdb<H> {
         }
     }
 
-    fn confchg(&mut self, _members: &[MemberId], _ctx: &mut Ctx<Action>) {}
+    fn confchg(&mut self, members: &[MemberId], _ctx: &mut Ctx<Action>) {
+        let version = self.host.read(|tree| tree.root_row().version);
+        self.lineage.members(members, version);
+    }
 
-    fn state(&mut self, _ctx: &mut Ctx<Action>) -> Option<Vec<u8>> {
+    fn left(&mut self) {
+        self.begin();
+    }
+
+    fn state(&mut self, ctx: &mut Ctx<Action>) -> Option<Vec<u8>> {
+        if self.lineage.yields {
+            return Some(lineage::nothing(ctx.own.nodeid));
+        }
         Some(self.host.read(Tree::encode_index))
     }
 
@@ -337,7 +334,13 @@ impl<H: TreeHost> Application for Dcdb<H> {
             }
         };
         let leader = states.get(comparison.leader)?.0;
+        let own = states.iter().position(|(id, _)| *id == ctx.own)?;
+        if !self.goes_on(&comparison, own, ctx) {
+            return None;
+        }
+        self.leader = Some(leader);
         if leader == ctx.own {
+            self.says_what_it_leads_with(&comparison, ctx);
             let wanted = sync::wanted(&comparison);
             self.outgoing = self.host.read(|tree| {
                 let update = |inode| match inode {
@@ -405,6 +408,8 @@ impl<H: TreeHost> Application for Dcdb<H> {
         if let Some(more @ 1..) = notes.len().checked_sub(NOTE_LINES) {
             ctx.log(Level::Warning, format!("{more} more entries are odd"));
         }
+        self.compare(&tree, ctx);
+        self.lineage.begin(tree.root_row().version);
         self.replace(tree, commit, ctx);
         true
     }
@@ -417,6 +422,14 @@ impl<H: TreeHost> Application for Dcdb<H> {
     }
 
     fn synced(&mut self, _ctx: &mut Ctx<Action>) {}
+
+    fn all_synced(&mut self, ctx: &mut Ctx<Action>) {
+        self.lineage.yields = false;
+        if self.lineage.base.take().is_some() {
+            ctx.log(Level::Notice, "one database with the others again");
+            ctx.act(Action::Shared);
+        }
+    }
 
     fn checksum(&mut self) -> Option<[u8; 32]> {
         Some(self.host.read(Tree::checksum))
@@ -458,6 +471,9 @@ impl<H: TreeHost> Application for Dcdb<H> {
         match event {
             Event::Quorate(quorate) => {
                 self.quorate = quorate;
+                if !quorate {
+                    self.begin();
+                }
                 Consequence::None
             }
             Event::Writable(writable) => self.set_writable(writable, ctx),

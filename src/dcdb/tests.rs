@@ -281,9 +281,11 @@ fn a_synchronisation_is_one_write() {
         follower.host().encode_index(),
         leader().host().encode_index()
     );
-    let Action::Store(write) = &actions[0] else {
+    // What is taken away is kept first.
+    let [Action::KeepAside(aside), Action::Store(write), rest @ ..] = &actions[..] else {
         panic!("{actions:?}");
     };
+    assert_eq!((aside.gone, aside.changed), (1, 0));
     let Write::Sync(commit) = &**write else {
         panic!("{write:?}");
     };
@@ -291,11 +293,11 @@ fn a_synchronisation_is_one_write() {
         (commit.put.len(), commit.root.map(|root| root.version)),
         (5, Some(10))
     );
-    let rest = [
+    let wanted = [
         Action::Replaced,
         Action::ExportCorosyncConf { notify: false },
     ];
-    assert_eq!(actions[1..], rest);
+    assert_eq!(rest, wanted);
 }
 
 /// Whatever else the leader sends is not kept: it could fill the memory.

@@ -168,10 +168,13 @@ pub trait Application {
     /// The membership changed. Not called while this process is out of the group.
     fn confchg(&mut self, members: &[MemberId], ctx: &mut Ctx<Self::Action>);
 
+    /// This process is out of the group, or about to come in.
+    fn left(&mut self) {}
+
     /// The state this node takes part in a synchronisation with. `None`: leave.
     fn state(&mut self, ctx: &mut Ctx<Self::Action>) -> Option<Vec<u8>>;
 
-    /// All states are there, sorted by member. `None`: leave.
+    /// All states are there, sorted by member. `None`: leave; why was logged.
     fn process_states(
         &mut self,
         states: &[(MemberId, Box<[u8]>)],
@@ -193,13 +196,15 @@ pub trait Application {
     /// The mode became SYNCED.
     fn synced(&mut self, ctx: &mut Ctx<Self::Action>);
 
+    /// All members of a synchronisation have its result, or have it from this moment on.
+    fn all_synced(&mut self, _ctx: &mut Ctx<Self::Action>) {}
+
     /// Number of all changes ever applied.
     fn changes(&self) -> u64 {
         0
     }
 
-    /// The first `changes` of them are with the others, or nobody waits to be told of them: they
-    /// stay for good.
+    /// The first `changes` of them are with the others: they stay for good.
     fn keep(&mut self, _changes: u64) {}
 
     /// This node has lost all others: whatever does not stay for good is undone, as they may go on

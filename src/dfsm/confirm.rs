@@ -11,15 +11,17 @@
 #![forbid(unsafe_code)]
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use super::machine::Machine;
 use super::requests::Pending;
 use super::{Action, Application, Busy};
 
-/// A request that was applied here, and whose caller is not told yet.
+/// An own message that has changed something here, while it is not known that the others have it.
 #[derive(Debug)]
 struct Applied {
-    pending: Pending,
+    /// Whoever is to be told; `None` if nobody ever waited, or was refused meanwhile.
+    pending: Option<Pending>,
     /// Count of the last own message that was sent before it was applied.
     sent: u64,
     /// Changes of the application before this one.
@@ -27,7 +29,8 @@ struct Applied {
     confirmed: bool,
 }
 
-/// Everything that is applied and not told, in order.
+/// Own messages that were applied and are not confirmed, in order. A caller who is refused does not take
+/// his message out of here: the first one says from where on the application may have to undo.
 #[derive(Debug, Default)]
 pub(super) struct Confirm {
     applied: VecDeque<Applied>,
@@ -35,14 +38,18 @@ pub(super) struct Confirm {
     round: u64,
     /// The last round is under way, and so many of `applied` are older than it.
     covers: Option<usize>,
-    /// Some were refused because the quorum was lost, and it is not known yet whether another node
-    /// is left.
-    undecided: bool,
 }
 
 impl Confirm {
-    pub fn is_empty(&self) -> bool {
-        self.applied.is_empty()
+    /// Somebody waits to be told.
+    pub fn has_waiters(&self) -> bool {
+        self.applied.iter().any(|a| a.pending.is_some())
+    }
+
+    /// All of it is undone or replaced.
+    pub fn clear(&mut self) {
+        self.applied.clear();
+        self.covers = None;
     }
 
     /// The own message `count` has come back: what was applied before it was sent is with everybody.
@@ -52,10 +59,13 @@ impl Confirm {
         }
     }
 
-    fn pop(&mut self) -> Option<Pending> {
-        let applied = self.applied.pop_front()?;
+    /// Whoever waits for the first message, if that is confirmed.
+    fn pop_confirmed(&mut self) -> Option<Option<Pending>> {
+        if !self.applied.front()?.confirmed {
+            return None;
+        }
         self.covers = self.covers.map(|covers| covers.saturating_sub(1));
-        Some(applied.pending)
+        self.applied.pop_front().map(|applied| applied.pending)
     }
 
     /// Number of a new round, if one is needed. `sent`: count of the last own message. An own message
@@ -92,14 +102,20 @@ impl Confirm {
 }
 
 impl<A: Application> Machine<A> {
-    /// A request that somebody waits for was applied.
-    pub(super) fn applied(&mut self, pending: Pending, reply: A::Reply) {
-        let ticket = pending.ticket;
-        self.out.push(Action::Applied { ticket, reply });
+    /// An own message was applied, and the application had made so many changes before it.
+    pub(super) fn applied(&mut self, pending: Option<Pending>, reply: A::Reply, changes: u64) {
+        match &pending {
+            Some(Pending { ticket, .. }) => {
+                let ticket = *ticket;
+                self.out.push(Action::Applied { ticket, reply });
+            }
+            None if self.app.changes() == changes => return,
+            None => {}
+        }
         self.confirm.applied.push_back(Applied {
             pending,
             sent: self.sent,
-            changes: self.app.changes().saturating_sub(1),
+            changes,
             confirmed: !self.config.hold_back,
         });
     }
@@ -115,57 +131,50 @@ impl<A: Application> Machine<A> {
 
     /// Tells whoever may be told.
     pub(super) fn release(&mut self) {
-        if self.confirm.is_empty() || !self.settled() {
+        if !self.settled() {
             return;
         }
         if self.config.hold_back && !self.app.may_acknowledge() {
-            self.confirm.undecided = true;
             return self.refuse_applied();
         }
-        while self.confirm.applied.front().is_some_and(|a| a.confirmed) {
-            if let Some(Pending { ticket, .. }) = self.confirm.pop() {
+        while let Some(pending) = self.confirm.pop_confirmed() {
+            if let Some(Pending { ticket, .. }) = pending {
                 self.out.push(Action::Release { ticket });
             }
         }
     }
 
-    /// What nobody is going to be refused any more stays.
+    /// What is confirmed stays.
     pub(super) fn keep(&mut self) {
-        self.confirm.undecided &= !self.app.may_acknowledge();
-        if self.confirm.undecided {
-            return;
-        }
         let first = self.confirm.applied.front().map(|a| a.changes);
         self.app.keep(first.unwrap_or(u64::MAX));
     }
 
-    /// This node has lost the others. They may go on without what nobody was told of here; it would
+    /// This node has lost the others. They may go on without what is not confirmed here; it would
     /// count in the version of this node when they are back, and the newer version wins.
     pub(super) fn take_back(&mut self) {
-        let undecided = std::mem::take(&mut self.confirm.undecided);
-        if self.config.hold_back && (undecided || !self.confirm.is_empty()) {
+        self.refuse_applied();
+        if self.config.hold_back && !self.confirm.applied.is_empty() {
             self.with_app(|app, ctx| app.take_back(ctx));
-            self.refuse_applied();
+            self.confirm.clear();
         }
     }
 
     /// What was applied here may be lost after all.
     pub(super) fn refuse_applied(&mut self) {
-        while let Some(pending) = self.confirm.pop() {
-            self.reply(Some(pending.ticket), Err(Busy));
-        }
+        self.refuse_applied_until(Duration::MAX);
     }
 
     pub(super) fn expire_applied(&mut self) {
-        let now = self.now.mono;
-        while self
-            .confirm
-            .applied
-            .front()
-            .is_some_and(|a| now >= a.pending.deadline)
-        {
-            if let Some(pending) = self.confirm.pop() {
-                self.reply(Some(pending.ticket), Err(Busy));
+        self.refuse_applied_until(self.now.mono);
+    }
+
+    /// Whose wait ends by then.
+    fn refuse_applied_until(&mut self, end: Duration) {
+        for applied in &mut self.confirm.applied {
+            if let Some(Pending { ticket, .. }) = applied.pending.take_if(|p| p.deadline <= end) {
+                let result = Err(Busy);
+                self.out.push(Action::Reply { ticket, result });
             }
         }
     }

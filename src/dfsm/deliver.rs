@@ -7,7 +7,7 @@ use super::app::{Delivery, Verdict};
 use super::machine::{Machine, list};
 use super::queue::Queued;
 use super::wire::{self, Base, Body, Message, Type};
-use super::{Application, Busy, Epoch, Level, MemberId, Mode};
+use super::{Application, Epoch, Level, MemberId, Mode};
 use crate::le::u64_at;
 
 impl<A: Application> Machine<A> {
@@ -121,7 +121,7 @@ impl<A: Application> Machine<A> {
                 Level::Debug,
                 "drop own message - no quorum, no other member",
             );
-            return self.finish(count, Err(Busy));
+            return self.refuse(count);
         }
         let delivery = Delivery {
             from,
@@ -129,11 +129,17 @@ impl<A: Application> Machine<A> {
             time: base.time,
             payload,
         };
+        let changes = self.app.changes();
         match self.with_app(|app, ctx| app.deliver(delivery, ctx)) {
             Verdict::Applied(reply) => {
                 if from == self.own {
                     self.confirm.message(count);
-                    self.finish(count, Ok(reply));
+                    let pending = self.waiting_for(count);
+                    if A::has_changed(&reply) {
+                        self.applied(pending, reply, changes);
+                    } else {
+                        self.reply(pending.map(|p| p.ticket), Ok(reply));
+                    }
                 }
             }
             Verdict::Leave => self.leave(),
@@ -168,6 +174,7 @@ impl<A: Application> Machine<A> {
                 for member in &mut self.members {
                     member.synced = true;
                 }
+                self.with_app(|app, ctx| app.all_synced(ctx));
                 self.deliver_msg_queue();
             }
             (Mode::Synced, Type::State | Type::Update) => {}
@@ -246,7 +253,6 @@ impl<A: Application> Machine<A> {
             .collect();
         let plan = self.with_app(|app, ctx| app.process_states(&states, ctx));
         let Some(plan) = plan.filter(|plan| plan.synced.len() == self.members.len()) else {
-            self.log(Level::Critical, "could not process the states");
             return self.leave();
         };
         self.start_phase_two(plan.leader, &plan.synced);
@@ -284,9 +290,12 @@ impl<A: Application> Machine<A> {
         if !self.with_app(|app, ctx| app.commit(ctx)) {
             return self.leave();
         }
+        // What was applied here before is now what the leader has.
+        self.confirm.clear();
         for member in &mut self.members {
             member.synced = true;
         }
+        self.with_app(|app, ctx| app.all_synced(ctx));
         self.set_mode(Mode::Synced);
         let queue = self.sync_queue.take();
         self.log_queue("dfsm_deliver_sync_queue", queue.len());

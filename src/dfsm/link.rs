@@ -67,6 +67,7 @@ impl<A: Application> Machine<A> {
     /// Back to the state before the first membership. Message counts and epoch counter go on.
     fn reset(&mut self) {
         self.refuse_pending();
+        self.app.left();
         self.forget_sync();
         self.sync_queue.take();
         self.msg_queue.take();
@@ -113,6 +114,8 @@ impl<A: Application> Machine<A> {
 
     pub(super) fn stop(&mut self) {
         self.stopping = true;
+        // Where this process meets the others again is not known.
+        self.take_back();
         self.refuse_pending();
         self.refuse_held();
         match self.link {

@@ -3,7 +3,7 @@
 
 use super::link::Link;
 use super::machine::{Machine, Member, list};
-use super::{Action, Application, Busy, Epoch, Level, MemberId, Mode, wire};
+use super::{Action, Application, Epoch, Level, MemberId, Mode, wire};
 
 impl<A: Application> Machine<A> {
     pub(super) fn confchg(&mut self, members: &[MemberId], joined: &[MemberId]) {
@@ -114,7 +114,7 @@ impl<A: Application> Machine<A> {
         let own = self.own;
         let dropped = self.sync_queue.take();
         for message in dropped.into_iter().filter(|m| m.from == own) {
-            self.finish(message.count, Err(Busy));
+            self.refuse(message.count);
         }
     }
 }

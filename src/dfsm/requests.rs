@@ -85,23 +85,27 @@ impl<A: Application> Machine<A> {
         self.out.push(Action::Send(bytes));
     }
 
-    /// The own message `count` has its result. Whoever waits for an earlier one gets none any more.
-    pub(super) fn finish(&mut self, count: u64, result: Result<A::Reply, Busy>) {
+    /// Whoever waits for the own message `count`. Whoever waits for an earlier one gets no result any
+    /// more.
+    pub(super) fn waiting_for(&mut self, count: u64) -> Option<Pending> {
         while let Some(entry) = self.pending.first_entry() {
             let at = *entry.key();
             if at > count {
-                return;
+                return None;
             }
             let pending = entry.remove();
             if at == count {
-                match result {
-                    Ok(reply) if A::has_changed(&reply) => self.applied(pending, reply),
-                    result => self.reply(Some(pending.ticket), result),
-                }
-                return;
+                return Some(pending);
             }
             self.reply(Some(pending.ticket), Err(Busy));
         }
+        None
+    }
+
+    /// Whether the own message `count` has an effect is not known here.
+    pub(super) fn refuse(&mut self, count: u64) {
+        let ticket = self.waiting_for(count).map(|pending| pending.ticket);
+        self.reply(ticket, Err(Busy));
     }
 
     pub(super) fn refuse_pending(&mut self) {

@@ -13,7 +13,7 @@ const MISSING_EVERY: Duration = Duration::from_secs(5);
 impl<A: Application> Machine<A> {
     /// Requests that are not sent, or not acknowledged, because a member is behind.
     fn has_waiters(&self) -> bool {
-        !self.held.is_empty() || !self.confirm.is_empty()
+        !self.held.is_empty() || self.confirm.has_waiters()
     }
 
     pub(super) fn tick(&mut self) {

@@ -7,6 +7,8 @@
 //! the same reason nothing else in this process may open and close that file.
 #![deny(unsafe_code)] // db.rs has some; forbidden in every other file
 
+mod aside;
+mod base;
 mod check;
 mod commit;
 mod copy;
@@ -25,6 +27,7 @@ mod thread;
 mod trouble;
 mod watch;
 
+pub use base::{read_base, remove_base, write_base};
 pub use import::{ImportError, import_dir};
 pub use open::{Loaded, OpenError, Store};
 pub use queue::{Queued, StoreHandle, Ticket};

@@ -15,6 +15,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::commit::{SyncRows, Write};
 use super::db::{Db, State};
+use crate::dcdb::Aside;
 use crate::failure::contain;
 use crate::memdb::{Change, Error, Inode, LoadRow, RootRow, Row};
 
@@ -44,6 +45,8 @@ type Source = Box<dyn Fn() -> Vec<LoadRow> + Send + Sync>;
 enum Work {
     Change(Change),
     Sync(SyncRows),
+    /// A database to be kept before anything else is written.
+    Aside(Box<Aside>),
     Nothing,
 }
 
@@ -58,8 +61,20 @@ impl Pending {
         match &self.work {
             Work::Change(change) => Write::Change(change),
             Work::Sync(rows) => Write::Sync(rows),
-            Work::Nothing => Write::Nothing,
+            Work::Aside(_) | Work::Nothing => Write::Nothing,
         }
+    }
+
+    /// The database that is to be kept, if that is it.
+    pub(super) fn aside(&self) -> Option<&Aside> {
+        match &self.work {
+            Work::Aside(aside) => Some(aside),
+            _ => None,
+        }
+    }
+
+    pub(super) fn kept(&mut self) {
+        self.work = Work::Nothing;
     }
 
     /// Bytes of content.
@@ -67,7 +82,7 @@ impl Pending {
         let rows = match &self.work {
             Work::Change(change) => change.put.as_slice(),
             Work::Sync(rows) => &rows.put[..],
-            Work::Nothing => &[],
+            Work::Aside(_) | Work::Nothing => &[],
         };
         let data = rows.iter().filter_map(|row| row.data.as_ref());
         data.map(|data| data.len()).sum()
@@ -129,6 +144,7 @@ impl Queue {
     /// Is what waits too much for a thread that has other things to do?
     fn is_long(&self) -> bool {
         self.waiting.len() > INLINE_CHANGES
+            || self.waiting.iter().any(|pending| pending.aside().is_some())
             || self.waiting.iter().map(Pending::size).sum::<usize>() > INLINE_BYTES
     }
 }
@@ -392,6 +408,12 @@ impl StoreHandle {
         ticket: Ticket,
     ) {
         drop(self.push(Work::Sync(SyncRows { delete, put, root }), ticket));
+    }
+
+    /// Keeps a database as a file of its own, on the store thread, before anything that is queued from
+    /// now on is written. If that fails the database counts as one that cannot be written.
+    pub fn keep_aside(&self, aside: Box<Aside>) {
+        drop(self.push(Work::Aside(aside), Box::new(|_| ())));
     }
 
     /// Calls `ticket`, on the store thread, when everything queued so far is written, or with the

@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::DOMAIN;
+use super::aside;
 use super::db::Db;
 use super::keeper::Keeper;
 use super::open::{Store, sqlite_text};
@@ -25,6 +26,17 @@ impl Store {
     /// If the thread cannot be made, or the statements.
     pub fn spawn(self) -> io::Result<StoreHandle> {
         self.spawn_with(Patience::default())
+    }
+
+    /// As [`Store::spawn`]; while the database cannot be written a caller waits no longer than this.
+    ///
+    /// # Errors
+    /// As [`Store::spawn`].
+    pub fn spawn_for(self, longest_wait: Duration) -> io::Result<StoreHandle> {
+        self.spawn_with(Patience {
+            caller: longest_wait,
+            ..Patience::default()
+        })
     }
 
     pub(super) fn spawn_with(self, patience: Patience) -> io::Result<StoreHandle> {
@@ -145,7 +157,7 @@ impl Worker {
     /// Writes the batch and whatever comes meanwhile, however long that takes.
     fn persist(&mut self, batch: &mut Vec<Pending>) {
         let mut trouble: Option<Trouble> = None;
-        while let Err(error) = self.shared.write(batch) {
+        while let Err(error) = self.write(batch) {
             if trouble.is_none() || self.keeper.next_look() <= Instant::now() {
                 // With another file it is tried again at once.
                 if self.keeper.failed(&error) {
@@ -167,6 +179,16 @@ impl Worker {
         for mut pending in batch.drain(..) {
             pending.answer(Ok(()));
         }
+    }
+
+    fn write(&self, batch: &mut [Pending]) -> rusqlite::Result<()> {
+        for pending in &mut *batch {
+            if let Some(aside) = pending.aside() {
+                aside::keep(self.keeper.path(), aside)?;
+                pending.kept();
+            }
+        }
+        self.shared.write(batch)
     }
 
     /// After a failure: refuses new changes if it is more than a short lock, answers those who

@@ -56,6 +56,8 @@ pub fn run() {
         status: status.clone(),
         node_ip: "10.99.0.1".into(),
         host_conf: "/etc/corosync/corosync.conf".into(),
+        database: DATABASE.into(),
+        local_since: None,
         write_timeout: WRITE_TIMEOUT,
         verify_every: None,
     })

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use pmxcfs::memdb::{Tree, TreePath};
 
-use super::ours::LONGEST_WAIT;
+use super::ours::WAIT_SLACK;
 use super::process::{Process, fingerprint};
 use super::text::unique;
 use super::world::{Mix, Outcome, World};
@@ -86,7 +86,7 @@ impl World {
         for node in std::mem::take(&mut self.owing) {
             match &self.slots[node].process {
                 Some(Process::Ours(ours)) => {
-                    if self.cpg.waiting(node) > 0 || ours.storing() {
+                    if self.cpg.waiting(node) > 0 || self.cpg.blind(node) || ours.storing() {
                         self.owing.insert(node);
                     }
                 }
@@ -101,7 +101,7 @@ impl World {
             let slot = &self.slots[request.node];
             // Old nodes have no bound; a slow store is bounded by itself.
             let storing = matches!(&slot.process, Some(Process::Ours(ours)) if ours.answering());
-            if !slot.c && !storing && self.time > request.since + LONGEST_WAIT {
+            if !slot.c && !storing && self.time > request.since + self.write_timeout + WAIT_SLACK {
                 return Err(format!(
                     "request {ticket} still waits on node {}",
                     request.node

@@ -35,10 +35,12 @@ pub enum Input {
 struct Port {
     /// Component, while corosync runs.
     component: Option<usize>,
+    /// It cannot reach some of its members any more and has not noticed: nothing is ordered.
+    blind: bool,
     /// The process has the handle open; what it sends before it is a member is lost.
     joined: Option<MemberId>,
-    /// Members it was told last, by node.
-    view: BTreeSet<usize>,
+    /// Members it was told last.
+    view: BTreeSet<MemberId>,
     quorate: bool,
     inbox: VecDeque<Input>,
     /// Last membership it has seen.
@@ -89,6 +91,11 @@ impl Cpg {
         self.ports[node].component.is_some()
     }
 
+    /// Corosync takes messages, but they go nowhere.
+    pub fn blind(&self, node: usize) -> bool {
+        self.ports[node].blind
+    }
+
     /// The memberships a node will be told next; its current one, if there is none waiting. What
     /// comes before the next one is the same for those who share all of them: whoever was cut off
     /// since may lack messages from before an earlier one.
@@ -101,12 +108,18 @@ impl Cpg {
         if views.is_empty() {
             views.push(self.ports[node].current);
         }
+        // One that nobody has a number for yet.
+        let component = self.ports[node]
+            .component
+            .filter(|_| self.ports[node].blind);
+        views.extend(component.map(|component| u64::MAX - component as u64));
         views
     }
 
     /// A member that has seen everything.
     pub fn up_to_date(&self, node: usize) -> bool {
-        self.ports[node].joined.is_some() && self.ports[node].inbox.is_empty()
+        let port = &self.ports[node];
+        port.joined.is_some() && !port.blind && port.inbox.is_empty()
     }
 
     pub fn quorate(&self, node: usize) -> bool {
@@ -170,6 +183,30 @@ impl Cpg {
         }
     }
 
+    /// Orders one message that nobody but its sender will ever get: the token has come to it, and what
+    /// it sends is lost.
+    pub fn order_alone(&mut self, node: usize, bytes: &Rc<[u8]>) {
+        let (Some(component), Some(from)) = (self.ports[node].component, self.ports[node].joined)
+        else {
+            return;
+        };
+        self.token(node, component);
+        self.seq += 1;
+        let (seq, running) = (
+            self.seq,
+            self.ports.iter().filter(|p| p.component.is_some()),
+        );
+        self.dropped.push(Dropped {
+            bytes: Rc::clone(bytes),
+            quorate: (running.count() - 1) * 2 > self.ports.len(),
+            sender: node,
+            alone: true,
+        });
+        let bytes = Rc::clone(bytes);
+        let input = Input::Deliver { from, seq, bytes };
+        self.ports[node].inbox.push_back(input);
+    }
+
     pub fn join(&mut self, node: usize, id: MemberId, rng: &mut Rng) {
         self.ports[node]
             .inbox
@@ -212,6 +249,7 @@ impl Cpg {
     pub fn stop(&mut self, node: usize, rng: &mut Rng) {
         let port = &mut self.ports[node];
         port.component = None;
+        port.blind = false;
         port.joined = None;
         port.view.clear();
         port.inbox.clear();
@@ -222,12 +260,19 @@ impl Cpg {
     }
 
     pub fn start(&mut self, node: usize, component: usize, rng: &mut Rng) {
+        // They miss somebody then, at the latest.
+        self.notice(component, rng);
         self.ports[node].component = Some(component);
         self.refresh(rng);
     }
 
     /// Puts every running node into the component given for it.
     pub fn split(&mut self, components: &[usize], rng: &mut Rng) {
+        // Whoever forms a new membership knows what became of the old one.
+        if self.ports.iter().any(|p| p.blind) {
+            self.ports.iter_mut().for_each(|p| p.blind = false);
+            self.refresh(rng);
+        }
         for (port, component) in self.ports.iter_mut().zip(components) {
             if port.component.is_some() {
                 port.component = Some(*component);
@@ -236,34 +281,58 @@ impl Cpg {
         self.refresh(rng);
     }
 
+    /// A node is cut off from its component. Both go on believing in the old membership until
+    /// [`Cpg::notice`]: their numbers.
+    pub fn cut(&mut self, node: usize, rng: &mut Rng) -> Option<[usize; 2]> {
+        let old = self.ports[node].component?;
+        let new = 1 + self.ports.iter().filter_map(|p| p.component).max()?;
+        for port in self.ports.iter_mut().filter(|p| p.component == Some(old)) {
+            port.blind = true;
+        }
+        self.ports[node].component = Some(new);
+        for component in [old, new] {
+            let quorate = self.is_quorate(component);
+            self.drop_tail(&self.members_of(component), quorate, rng);
+        }
+        Some([old, new])
+    }
+
+    /// A component misses the others.
+    pub fn notice(&mut self, component: usize, rng: &mut Rng) {
+        for port in &mut self.ports {
+            port.blind &= port.component != Some(component);
+        }
+        self.refresh(rng);
+    }
+
+    fn is_quorate(&self, component: usize) -> bool {
+        let here = |p: &&Port| p.component == Some(component);
+        self.ports.iter().filter(here).count() * 2 > self.ports.len()
+    }
+
     /// Tells everybody what changed: quorum lost, members, quorum gained.
     fn refresh(&mut self, rng: &mut Rng) {
         let total = self.ports.len();
-        let components: BTreeSet<usize> = self.ports.iter().filter_map(|p| p.component).collect();
+        let seeing = self.ports.iter().filter(|p| !p.blind);
+        let components: BTreeSet<usize> = seeing.filter_map(|p| p.component).collect();
         for component in components {
             self.views += 1;
             let members = self.members_of(component);
-            let view: BTreeSet<usize> = members.iter().copied().collect();
-            let size = self
-                .ports
-                .iter()
-                .filter(|p| p.component == Some(component))
-                .count();
-            let quorate = size * 2 > total;
+            let quorate = self.is_quorate(component);
             self.drop_tail(&members, quorate, rng);
             let ids: Vec<MemberId> = members
                 .iter()
                 .filter_map(|n| self.ports[*n].joined)
                 .collect();
+            let view: BTreeSet<MemberId> = ids.iter().copied().collect();
             for node in 0..total {
                 if self.ports[node].component != Some(component) {
                     continue;
                 }
                 self.quorum(node, quorate, false);
                 if self.ports[node].joined.is_some() && self.ports[node].view != view {
-                    let new = |n: &&usize| !self.ports[node].view.contains(n);
-                    let joined = members.iter().filter(new);
-                    let joined = joined.filter_map(|n| self.ports[*n].joined).collect();
+                    let new = |id: &&MemberId| !self.ports[node].view.contains(id);
+                    let joined = ids.iter().filter(new).copied().collect();
                     let (view_id, members) = (self.views, ids.clone());
                     let port = &mut self.ports[node];
                     port.inbox.push_back(Input::Confchg {

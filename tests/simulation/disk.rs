@@ -1,4 +1,4 @@
-//! `config.db` as rows.
+//! `config.db` as rows, and the file beside it.
 
 use std::collections::BTreeMap;
 
@@ -8,11 +8,18 @@ use pmxcfs::memdb::{LoadRow, Op, RootRow, Stamp, Tree, TreePath};
 use super::rng::Rng;
 
 #[derive(Debug, Clone)]
-pub struct Disk(BTreeMap<i64, LoadRow>);
+pub struct Disk {
+    rows: BTreeMap<i64, LoadRow>,
+    /// Version row when the first local mode since the node was with the others began.
+    pub base: Option<RootRow>,
+}
 
 impl Disk {
     pub fn new() -> Self {
-        let mut disk = Disk(BTreeMap::new());
+        let mut disk = Disk {
+            rows: BTreeMap::new(),
+            base: None,
+        };
         disk.root(
             RootRow {
                 version: 1,
@@ -25,7 +32,7 @@ impl Disk {
     }
 
     pub fn load(&self, now: u32) -> Tree {
-        Tree::load(self.0.values().cloned(), now)
+        Tree::load(self.rows.values().cloned(), now)
             .expect("own rows")
             .0
     }
@@ -34,19 +41,19 @@ impl Disk {
         match write {
             Write::Change(change) => {
                 if let Some(inode) = change.delete {
-                    self.0.remove(&(inode as i64));
+                    self.rows.remove(&(inode as i64));
                 }
                 if let Some(row) = &change.put {
-                    self.0.insert(row.inode as i64, LoadRow::from(row));
+                    self.rows.insert(row.inode as i64, LoadRow::from(row));
                 }
                 self.root(change.root, 8);
             }
             Write::Sync(sync) => {
                 for inode in &sync.delete {
-                    self.0.remove(&(*inode as i64));
+                    self.rows.remove(&(*inode as i64));
                 }
                 for row in &sync.put {
-                    self.0.insert(row.inode as i64, LoadRow::from(row));
+                    self.rows.insert(row.inode as i64, LoadRow::from(row));
                 }
                 if let Some(root) = sync.root {
                     self.root(root, 4);
@@ -66,15 +73,18 @@ impl Disk {
             name: Some(b"__version__"[..].into()),
             data: None,
         };
-        self.0.insert(0, row);
+        self.rows.insert(0, row);
     }
 
     /// The rows of a tree.
     pub fn of(tree: &Tree) -> Self {
-        let mut disk = Disk(BTreeMap::new());
+        let mut disk = Disk {
+            rows: BTreeMap::new(),
+            base: None,
+        };
         disk.root(tree.root_row(), 8);
         let rows = tree.iter().filter_map(|(inode, _)| tree.row(inode));
-        disk.0
+        disk.rows
             .extend(rows.map(|row| (row.inode as i64, LoadRow::from(&row))));
         disk
     }

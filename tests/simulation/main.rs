@@ -15,6 +15,7 @@ mod disk;
 mod ours;
 mod process;
 mod rng;
+mod settle;
 mod text;
 mod world;
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use pmxcfs::dcdb::{self, Dcdb, Write};
 use pmxcfs::dfsm::{Action, ActionOf, Busy, Config, Event, Machine, MemberId, Mode, Now};
-use pmxcfs::memdb::{Error, Op, Tree};
+use pmxcfs::memdb::{Error, Op, RootRow, Tree};
 
 use super::disk::Disk;
 use super::process::{Effect, Wish};
@@ -14,6 +14,8 @@ use super::process::{Effect, Wish};
 /// Something in the queue of the store thread.
 enum Job {
     Write(Box<Write>),
+    /// Local mode is forgotten.
+    Shared,
     /// Answer once everything before is durable.
     Reply(u64),
 }
@@ -34,13 +36,23 @@ pub struct Ours {
 }
 
 impl Ours {
-    pub fn new(tree: Tree, quorate: bool) -> Self {
+    pub fn new(
+        tree: Tree,
+        quorate: bool,
+        write_timeout: Duration,
+        local_since: Option<RootRow>,
+    ) -> Self {
         let config = Config {
+            write_timeout,
             bulk_bytes: 200,
             ..Config::default()
         };
+        let mut dcdb = Dcdb::new(tree);
+        if let Some(base) = local_since {
+            dcdb.changed_since(base);
+        }
         let mut ours = Ours {
-            machine: Machine::new(Dcdb::new(tree), config),
+            machine: Machine::new(dcdb, config),
             outbox: VecDeque::new(),
             jobs: VecDeque::new(),
             broken_until: None,
@@ -99,6 +111,12 @@ impl Ours {
             }
             Action::Log { text, .. } => self.log.push(text),
             Action::App(dcdb::Action::Store(write)) => self.jobs.push_back(Job::Write(write)),
+            Action::App(dcdb::Action::Shared) => self.jobs.push_back(Job::Shared),
+            Action::App(dcdb::Action::KeepAside(aside)) => {
+                let (gone, changed) = (aside.gone, aside.changed);
+                self.log
+                    .push(format!("kept aside: {gone} gone, {changed} changed"));
+            }
             Action::App(dcdb::Action::Replaced | dcdb::Action::ExportCorosyncConf { .. }) => {}
         }
     }
@@ -142,7 +160,7 @@ impl Ours {
             if let Job::Reply(ticket) = job {
                 out.push(Effect::Reply(*ticket, Err(Some(Error::Io))));
             }
-            matches!(job, Job::Write(_))
+            matches!(job, Job::Write(_) | Job::Shared)
         });
     }
 
@@ -159,6 +177,7 @@ impl Ours {
             match job {
                 Job::Reply(ticket) => out.push(Effect::Reply(ticket, Ok(()))),
                 Job::Write(write) => disk.write(&write),
+                Job::Shared => disk.base = None,
             }
         }
         if self.jobs.is_empty() && self.broken_until.take().is_some() {
@@ -179,5 +198,5 @@ impl Ours {
     }
 }
 
-/// The bound of every wait: write timeout, a tick, and a slow store.
-pub const LONGEST_WAIT: Duration = Duration::from_secs(31);
+/// What a wait may take beyond the write timeout: a tick, and a slow store.
+pub const WAIT_SLACK: Duration = Duration::from_secs(1);

@@ -3,16 +3,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use pmxcfs::dfsm::{MemberId, Now};
-use pmxcfs::memdb::Error;
+use pmxcfs::dcdb::is_local_since;
+use pmxcfs::dfsm::Now;
 
 use super::cmodel::CModel;
 use super::cpg::Cpg;
 use super::disk::{Disk, first_disk};
 use super::ours::{Ours, Out};
-use super::process::{Effect, Process, Wish};
+use super::process::{Effect, Process};
 use super::rng::Rng;
-use super::text::{describe, file_of};
+use super::text::describe;
 
 /// What a run is made of; shrunk when it fails.
 #[derive(Debug, Clone, Copy)]
@@ -57,6 +57,17 @@ pub(super) struct Slot {
     pub(super) version: u64,
 }
 
+/// What follows a cut.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Later {
+    /// This component misses the others.
+    Notice(usize),
+    /// A client of this node makes a file.
+    Create(usize),
+    /// Everybody reaches everybody.
+    Heal,
+}
+
 pub(super) struct Request {
     pub(super) node: usize,
     /// Unique file it is about, and whether it creates it.
@@ -73,6 +84,12 @@ pub struct World {
     pub(super) slow_store: bool,
     pub(super) failing_store: bool,
     spiteful: bool,
+    /// `--write-timeout` of our nodes.
+    pub(super) write_timeout: Duration,
+    /// What becomes of a cut that nobody has noticed yet.
+    pub(super) later: Vec<(Duration, Later)>,
+    /// Clients are quiet until then.
+    pub(super) quiet_until: Duration,
     /// A node stands still for so long.
     pub(super) ghost_until: Duration,
     pub(super) cpg: Cpg,
@@ -140,6 +157,7 @@ impl World {
         }
         let (slow_store, failing_store) = (rng.chance(50), rng.chance(30));
         let spiteful = rng.chance(50);
+        let write_timeout = Duration::from_secs(rng.pick(&[2, 5, 30, 30]).unwrap_or(30));
         World {
             plan,
             rng,
@@ -148,6 +166,9 @@ impl World {
             slow_store,
             failing_store,
             spiteful,
+            write_timeout,
+            later: Vec::new(),
+            quiet_until: Duration::ZERO,
             ghost_until: Duration::ZERO,
             cpg: Cpg::new(nodes),
             slots,
@@ -185,7 +206,8 @@ impl World {
         }
         let mut submitted = 0;
         while submitted < self.plan.requests || self.faults < self.plan.faults {
-            if submitted < self.plan.requests && self.rng.chance(3) {
+            let quiet = self.time < self.quiet_until;
+            if submitted < self.plan.requests && !quiet && self.rng.chance(3) {
                 submitted += 1;
                 self.request();
             } else if self.faults < self.plan.faults && self.rng.below(1000) < self.spite() {
@@ -222,7 +244,7 @@ impl World {
         done
     }
 
-    fn now(&self) -> Now {
+    pub(super) fn now(&self) -> Now {
         Now {
             wall: 1_000_000 + self.time.as_secs() as u32,
             mono: self.time,
@@ -269,11 +291,19 @@ impl World {
             .as_ref()
             .is_some_and(Process::sending);
         let storing = matches!(&self.slots[node].process, Some(Process::Ours(p)) if p.storing());
-        self.cpg.waiting(node) > 0 || sending || storing
+        self.cpg.waiting(node) > 0 || (sending && !self.cpg.blind(node)) || storing
     }
 
     /// Everything that comes with time.
     pub(super) fn clocks(&mut self) {
+        let (due, later): (Vec<_>, Vec<_>) = std::mem::take(&mut self.later)
+            .into_iter()
+            .partition(|(at, _)| self.time >= *at);
+        self.later = later;
+        for (_, what) in due {
+            self.note(|| format!("{what:?}"));
+            self.happen(what);
+        }
         for node in 0..self.slots.len() {
             if self.slots[node]
                 .corosync_at
@@ -322,7 +352,8 @@ impl World {
         slot.process = Some(if slot.c {
             Process::C(CModel::new(tree, quorate))
         } else {
-            Process::Ours(Ours::new(tree, quorate))
+            let base = slot.disk.base.filter(|base| is_local_since(&tree, *base));
+            Process::Ours(Ours::new(tree, quorate, self.write_timeout, base))
         });
         self.note(|| format!("{node}: process starts"));
     }
@@ -384,6 +415,9 @@ impl World {
     }
 
     pub(super) fn send(&mut self, node: usize) {
+        if self.cpg.blind(node) {
+            return;
+        }
         let mut what = None;
         self.with(node, |process, _, now, out| what = process.send(now, out));
         match what {
@@ -409,91 +443,5 @@ impl World {
                 ours.store(now, disk, limit, out);
             }
         });
-    }
-
-    // --- after every step ---------------------------------------------------------------------
-
-    pub(super) fn settle(&mut self) -> Outcome {
-        while !self.effects.is_empty() {
-            for (node, effect) in std::mem::take(&mut self.effects) {
-                match effect {
-                    Effect::Reply(ticket, result) => self.reply(ticket, result)?,
-                    Effect::Wish(wish) => self.wish(node, wish),
-                    Effect::Broken(text) => return Err(format!("node {node}: {text}")),
-                }
-            }
-        }
-        for dropped in std::mem::take(&mut self.cpg.dropped) {
-            if let Some((path, creates)) = file_of(&dropped.bytes) {
-                if creates && dropped.quorate {
-                    self.check_dropped(&path)?;
-                }
-                self.at_risk.insert(path.as_bytes().to_vec());
-            }
-            if dropped.alone && self.mix == Mix::Ours {
-                self.owing.insert(dropped.sender);
-            } else {
-                self.part();
-            }
-        }
-        self.check_owing();
-        self.check_equal()?;
-        self.check_waits()
-    }
-
-    /// Two histories with equal versions may meet from now on: a limit of the protocol.
-    pub(super) fn part(&mut self) {
-        self.formed = false;
-        self.era += 1;
-    }
-
-    fn wish(&mut self, node: usize, wish: Wish) {
-        let id = MemberId {
-            nodeid: node as u32 + 1,
-            pid: self.slots[node].pid,
-        };
-        self.note(|| format!("{node}: {wish:?}"));
-        match wish {
-            Wish::Leave => self.cpg.leave(node, true, &mut self.rng),
-            Wish::Close => self.cpg.leave(node, false, &mut self.rng),
-            Wish::Join if self.cpg.running(node) => {
-                self.cpg.leave(node, false, &mut self.rng);
-                self.with(node, |process, _, now, out| process.connected(now, id, out));
-                self.cpg.join(node, id, &mut self.rng);
-            }
-            Wish::Join => self.with(node, |process, _, now, out| {
-                process.connect_failed(now, out)
-            }),
-        }
-    }
-
-    fn reply(&mut self, ticket: u64, result: Result<(), Option<Error>>) -> Outcome {
-        let Some(request) = self.requests.remove(&ticket) else {
-            return Err(format!(
-                "request {ticket} was answered twice, or after its process died"
-            ));
-        };
-        self.note(|| format!("{}: reply {ticket} {result:?}", request.node));
-        // Quorum counts nodes, not processes: what a few of them do before the others are there
-        // may meet a newer database later.
-        let total = self.slots.len();
-        let process = self.slots[request.node].process.as_ref();
-        let safe = self.formed && request.era == self.era;
-        let counts = safe && process.is_some_and(|p| p.is_ours() && p.members() * 2 > total);
-        match (result, request.unique) {
-            (Ok(()), unique) => {
-                self.acknowledged += 1;
-                match unique {
-                    Some((number, true)) if counts => drop(self.created.insert(number)),
-                    Some((number, false)) if counts => drop(self.written.insert(number)),
-                    _ => {}
-                }
-            }
-            (Err(Some(Error::Access)), Some((number, true))) => {
-                self.refused.insert(number);
-            }
-            _ => {}
-        }
-        Ok(())
     }
 }

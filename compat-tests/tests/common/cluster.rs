@@ -139,11 +139,18 @@ pub struct Cluster {
     pub options: Vec<String>,
     /// A node of ours whose disk can be made slow ([`Cluster::slow_down_disk`]).
     pub slow_disk: Option<usize>,
+    /// `--write-timeout` of our nodes.
+    pub write_timeout: Duration,
 }
 
 impl Cluster {
     /// Nodes with a running corosync and nothing else.
     pub fn without_daemons(who: &Assignment) -> Self {
+        Self::with_totem(who, "")
+    }
+
+    /// The same with these lines in the section `totem` of corosync.conf.
+    pub fn with_totem(who: &Assignment, lines: &str) -> Self {
         let lab = Lab::new(3);
         let cluster = Self {
             lab,
@@ -152,8 +159,13 @@ impl Cluster {
             shifted_clocks: false,
             options: Vec::new(),
             slow_disk: None,
+            write_timeout: WRITE_TIMEOUT,
         };
         for i in 1..=3 {
+            let conf = cluster.node(i).dir.join("etccoro/corosync.conf");
+            let text = fs::read_to_string(&conf).unwrap();
+            let text = text.replace("  version: 2\n", &format!("  version: 2\n{lines}"));
+            fs::write(&conf, text).unwrap();
             cluster.start_corosync(i);
         }
         cluster.wait_corosync();
@@ -203,7 +215,7 @@ impl Cluster {
     pub fn spawn(&mut self, i: usize) {
         let (node, subject) = (self.lab.node(i), &self.who.subjects[i - 1]);
         let daemon = if subject.is_ours() {
-            let write = WRITE_TIMEOUT.as_secs().to_string();
+            let write = self.write_timeout.as_secs().to_string();
             let verify = VERIFY_EVERY.as_secs().to_string();
             let mut args = vec![
                 "-f",

@@ -96,6 +96,8 @@ impl Lab {
                 relevant: Arc::new(|_| true),
                 status,
                 chores: Chores::start(tree.clone(), host_file, "node1".into()).unwrap(),
+                path: dir.path().join("config.db"),
+                write_timeout: std::time::Duration::from_secs(30),
             },
             observers,
         );

@@ -203,13 +203,99 @@ fn what_is_with_the_majority_is_not_taken_back() {
     assert_eq!(released(&bench.round()), [3, 4]);
     bench.quorum(false);
     assert_eq!(bench.items(), 4);
-    // The quorum comes back before anybody is missed.
+}
+
+/// The quorum comes back before anybody is missed: a round shows who has it, nothing else does.
+#[test]
+fn a_quorum_that_comes_back_confirms_nothing() {
     let mut bench = Bench::in_the_middle();
     bench.quorum(false);
     bench.quorum(true);
     bench.quorum(false);
     bench.left_with(&[ME]);
+    assert_eq!(bench.items(), 2);
+    let mut bench = Bench::in_the_middle();
+    bench.quorum(false);
+    bench.quorum(true);
+    bench.round();
+    bench.quorum(false);
+    bench.left_with(&[ME]);
     assert_eq!(bench.items(), 4);
+}
+
+/// Token and consensus may take longer than a caller waits.
+#[test]
+fn review_expired_then_cut_off() {
+    let mut bench = Bench::in_the_middle();
+    let out = bench.tick(30_001);
+    assert_eq!(replies(&out), [(3, Err(Busy)), (4, Err(Busy))]);
+    bench.quorum(false);
+    bench.left_with(&[ME]);
+    assert_eq!(bench.items(), 2, "nobody was told of the last two");
+    // And if it was only slow, they are confirmed later.
+    let mut bench = Bench::in_the_middle();
+    let out = bench.tick(30_001);
+    assert_eq!(out.last(), Some(&Action::Round(2)));
+    assert!(released(&bench.give(Event::Round(2))).is_empty());
+    bench.quorum(false);
+    bench.left_with(&[ME]);
+    assert_eq!(bench.items(), 4);
+}
+
+/// Its caller was refused before it came back at all; or nobody ever waited for it.
+#[test]
+fn what_nobody_waits_for_is_taken_back_too() {
+    for expired in [true, false] {
+        let mut bench = Bench::syncing();
+        bench.state(YOU, Type::State, &[0]);
+        let ticket = expired.then_some(1);
+        let request = b"a".to_vec();
+        let sent = sends(&bench.give(Event::Submit { ticket, request }));
+        if expired {
+            assert_eq!(replies(&bench.tick(30_001)), [(1, Err(Busy))]);
+        }
+        assert!(replies(&bench.deliver(ME, &sent[0])).is_empty());
+        assert_eq!(bench.items(), 1);
+        bench.quorum(false);
+        bench.left_with(&[ME]);
+        assert_eq!(bench.items(), 0, "expired: {expired}");
+    }
+}
+
+/// Its last changes were not confirmed when the node left the group, or ended.
+#[test]
+fn whoever_leaves_or_ends_knows_what_nobody_was_told_of() {
+    let mut bench = Bench::in_the_middle();
+    let out = bench.give(Event::App(Consequence::Leave));
+    assert_eq!(replies(&out), [(3, Err(Busy)), (4, Err(Busy))]);
+    assert_eq!(bench.items(), 4);
+    assert!(bench.left_with(&[YOU]).contains(&Action::Restart));
+    bench.give(Event::Connected { own: ME });
+    bench.quorum(false);
+    bench.left_with(&[ME]);
+    assert_eq!(bench.items(), 2);
+
+    let mut bench = Bench::in_the_middle();
+    let out = bench.give(Event::Stop);
+    assert_eq!(replies(&out), [(3, Err(Busy)), (4, Err(Busy))]);
+    assert_eq!(bench.items(), 2);
+}
+
+/// What the leader sent takes the place of everything.
+#[test]
+fn a_synchronisation_leaves_nothing_to_be_taken_back() {
+    let mut bench = Bench::in_the_middle();
+    bench.start_sync();
+    bench.state(YOU, Type::State, &[9]);
+    assert_eq!(bench.machine.mode(), Mode::Update);
+    for _ in 0..9 {
+        bench.state(YOU, Type::Update, b"theirs");
+    }
+    bench.state(YOU, Type::UpdateComplete, b"");
+    assert!(bench.give(Event::Idle).is_empty());
+    bench.quorum(false);
+    bench.left_with(&[ME]);
+    assert_eq!(bench.items(), 9);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Tests of the store.
 
+mod aside;
 mod beside;
 mod commit;
 mod files;

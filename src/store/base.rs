@@ -1,0 +1,51 @@
+//! The version row that this node last shared with its cluster, in a file beside the database: written
+//! when the first local mode after that starts, removed when the cluster has one database again
+//! (`docs/adr/008`). The C daemon does not look at it.
+#![forbid(unsafe_code)]
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::durable;
+use crate::memdb::RootRow;
+
+fn file(database: &Path) -> PathBuf {
+    let mut name = database.as_os_str().to_owned();
+    name.push(".shared");
+    name.into()
+}
+
+/// What is written there, if that is a version row.
+#[must_use]
+pub fn read_base(database: &Path) -> Option<RootRow> {
+    let text = fs::read_to_string(file(database)).ok()?;
+    let mut fields = text.split_whitespace();
+    Some(RootRow {
+        version: fields.next()?.parse().ok()?,
+        writer: fields.next()?.parse().ok()?,
+        mtime: fields.next()?.parse().ok()?,
+    })
+}
+
+/// Writes it so that it is on the disk.
+///
+/// # Errors
+/// Those of the file system.
+pub fn write_base(database: &Path, base: RootRow) -> io::Result<()> {
+    let text = format!("{} {} {}\n", base.version, base.writer, base.mtime);
+    durable::replace(&file(database), text.as_bytes(), 0o600, None)
+}
+
+/// Removes it.
+///
+/// # Errors
+/// Those of the file system.
+pub fn remove_base(database: &Path) -> io::Result<()> {
+    let path = file(database);
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+        Ok(()) => durable::sync_directory_of(&path),
+    }
+}
