@@ -172,16 +172,15 @@ impl Db {
         self.pages > 0
     }
 
-    /// Bytes that the whole database takes, as SQLite knows it.
+    /// Pages of the whole database as SQLite knows it, and bytes of a page.
     ///
     /// # Errors
     /// SQLite's.
-    pub(super) fn size(&self) -> Result<u64> {
+    pub(super) fn size(&self) -> Result<(i64, i64)> {
         // SAFETY: the connection lives as long as `self`, and is only shared.
         let conn = unsafe { self.conn.as_ref() };
-        let number = |what| conn.query_row(what, [], |row| row.get::<_, u32>(0));
-        let (pages, size) = (number("PRAGMA page_count")?, number("PRAGMA page_size")?);
-        Ok(u64::from(pages) * u64::from(size))
+        let number = |what| conn.query_row(what, [], |row| row.get::<_, i64>(0));
+        Ok((number("PRAGMA page_count")?, number("PRAGMA page_size")?))
     }
 
     /// Closes the connection and leaves its files as they are: they are not to be trusted.

@@ -63,8 +63,14 @@ impl Keeper {
         self.shared.db.lock().as_mut().map(job)
     }
 
-    /// Moves the log into the database, as far as that can be.
+    /// Moves the log into the database, as far as that can be. Not from a log that is damaged.
     pub(super) fn checkpoint(&mut self) {
+        if !self.look() {
+            self.move_log();
+        }
+    }
+
+    fn move_log(&mut self) {
         match self.with_db(Db::checkpoint) {
             Some(Err(error)) => {
                 let text = sqlite_text(&error);
@@ -93,7 +99,7 @@ impl Keeper {
             return self.rescue(&Reason::Lost(loss));
         }
         if self.watch.log_length() > LONG_LOG {
-            self.checkpoint();
+            self.move_log();
             return self.bound_log();
         }
         self.log_is_short();
@@ -127,23 +133,29 @@ impl Keeper {
     }
 
     /// A file is shorter than it was. That is fine if everything is in the database.
-    fn confirm(&self) -> Option<Loss> {
-        let path = self.watch.path();
+    fn confirm(&mut self) -> Option<Loss> {
+        let path = self.watch.path().to_owned();
         let lost = |suffix: &str| {
-            let file = beside(path, suffix);
+            let file = beside(&path, suffix);
             Some(Loss::Broken(format!("'{}' was truncated", file.display())))
         };
         let asked = self.with_db(|db| Ok::<_, rusqlite::Error>((db.checkpoint()?, db.size()?)))?;
-        let Ok((Checkpoint { log, moved }, size)) = asked else {
-            return lost("-wal");
+        let (Checkpoint { log, moved }, (pages, page_size)) = match asked {
+            Ok(answer) => answer,
+            Err(error) if is_lock(&error) => return None,
+            Err(_) => return lost("-wal"),
         };
-        let length = |suffix| std::fs::metadata(beside(path, suffix)).map_or(0, |meta| meta.len());
-        if log > moved {
-            /// Of a page in the log; the page itself has at least as many bytes as SQLite's least.
-            const LEAST_FRAME: i64 = 24 + 512;
-            return ((length("-wal") as i64) < log * LEAST_FRAME).then(|| lost("-wal"))?;
+        self.watch.settle();
+        let length = |suffix| std::fs::metadata(beside(&path, suffix)).map_or(0, |meta| meta.len());
+        /// What the log has before each page.
+        const FRAME: i64 = 24;
+        if log > moved && (length("-wal") as i64) < log * (page_size + FRAME) {
+            return lost("-wal");
         }
-        (length("") < size).then(|| lost(""))?
+        if log == moved && (length("") as i64) < pages * page_size {
+            return lost("");
+        }
+        None
     }
 
     /// True: there is another file now.
@@ -224,4 +236,12 @@ impl Keeper {
             }
         }
     }
+}
+
+/// Another process is in the way for a moment.
+fn is_lock(error: &rusqlite::Error) -> bool {
+    let locked = [ErrorCode::DatabaseBusy, ErrorCode::DatabaseLocked];
+    error
+        .sqlite_error_code()
+        .is_some_and(|code| locked.contains(&code))
 }

@@ -66,6 +66,8 @@ pub(super) struct Watch {
     /// The log, and its index, which all processes that use the database map. `None`: the file
     /// system does not let SQLite have them.
     log: Option<(Seen, Seen)>,
+    /// Something was shorter, and [`Watch::settle`] was not called since.
+    shorter: bool,
     next: Instant,
 }
 
@@ -80,6 +82,7 @@ impl Watch {
             path: path.to_owned(),
             database: seen("")?,
             log: seen("-wal").ok().zip(seen("-shm").ok()),
+            shorter: false,
             next: Instant::now() + INTERVAL,
         })
     }
@@ -114,10 +117,10 @@ impl Watch {
         if database.len() == 0 {
             return self.broken("", "was truncated");
         }
-        let shorter = database.len() < self.database.length;
+        self.shorter |= database.len() < self.database.length;
         self.database.length = database.len();
         match self.look_at_log(in_log) {
-            Look::Good if shorter => Look::Shorter,
+            Look::Good if self.shorter => Look::Shorter,
             look => look,
         }
     }
@@ -147,10 +150,15 @@ impl Watch {
         if log.len() > 0 && !self.log_has_header() {
             return self.broken("-wal", "was overwritten");
         }
-        let shorter = log.len() < seen_log.length || in_log && log.len() == 0;
+        self.shorter |= log.len() < seen_log.length || in_log && log.len() == 0;
         let seen = |meta: &Metadata| Seen::from(meta.clone());
         self.log = Some((seen(log), seen(index)));
-        if shorter { Look::Shorter } else { Look::Good }
+        Look::Good
+    }
+
+    /// What was shorter is as it should be.
+    pub fn settle(&mut self) {
+        self.shorter = false;
     }
 
     fn broken(&self, suffix: &str, what: &str) -> Look {

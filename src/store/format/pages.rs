@@ -92,9 +92,11 @@ impl Pages {
             None if sane && stated > 0 && be32(&header, 92) == be32(&header, 24) => stated,
             None => in_file,
         };
-        let in_log = log
-            .as_ref()
-            .and_then(|(_, log)| log.pages.keys().max().copied());
+        // The log adds pages at the end, one behind the other.
+        let in_log = log.as_ref().and_then(|(_, log)| {
+            let most = in_file.saturating_add(log.pages.len() as u32);
+            Some((*log.pages.keys().max()?).min(most))
+        });
         Ok(Pages {
             file,
             log,
