@@ -158,6 +158,14 @@ impl Store {
     }
 
     fn open_quietly(path: &Path, now: u32) -> Result<(Store, Loaded), OpenError> {
+        if wrong_kind(path).is_some() {
+            // Before anything is touched: SQLite would follow a dangling link, and what stands beside
+            // it may belong to a database that is only not mounted yet.
+            return Err(cannot_create(
+                path,
+                io::Error::other("something else is there"),
+            ));
+        }
         let created = make_private(path)?;
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
             | OpenFlags::SQLITE_OPEN_CREATE
@@ -258,16 +266,15 @@ impl Store {
     }
 }
 
-/// Makes the file with mode 0600 before SQLite could make it with another; true if it was missing.
-fn make_private(path: &Path) -> Result<bool, OpenError> {
-    let cannot = |source| OpenError::Create {
+fn cannot_create(path: &Path, source: io::Error) -> OpenError {
+    OpenError::Create {
         path: path.display().to_string(),
         source,
-    };
-    if wrong_kind(path).is_some() {
-        // SQLite would follow a dangling link, and the mode of a directory is none of our business.
-        return Err(cannot(io::Error::other("something else is there")));
     }
+}
+
+/// Makes the file with mode 0600 before SQLite could make it with another; true if it was missing.
+fn make_private(path: &Path) -> Result<bool, OpenError> {
     let made = fs::OpenOptions::new()
         .write(true)
         .create_new(true)
@@ -276,7 +283,7 @@ fn make_private(path: &Path) -> Result<bool, OpenError> {
     let created = match made {
         Ok(_) => true,
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
-        Err(error) => return Err(cannot(error)),
+        Err(error) => return Err(cannot_create(path, error)),
     };
     // Fails where the file cannot be written, which SQLite takes for a wish to read only.
     fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(OpenError::Mode)?;
