@@ -42,7 +42,7 @@ impl Chores {
             },
             reload_at: None,
         };
-        worker.export(true);
+        worker.export(true, !corosync_runs());
         std::thread::Builder::new()
             .name("chores".into())
             .spawn(move || worker.run(&chores))?;
@@ -70,7 +70,7 @@ impl Worker {
                 Some(at) => chores.recv_timeout(at.saturating_duration_since(Instant::now())),
             };
             match chore {
-                Ok(Chore::Export { notify }) => self.export(notify),
+                Ok(Chore::Export { notify }) => self.export(notify, false),
                 Err(RecvTimeoutError::Timeout) => {
                     self.reload_at = None;
                     reload();
@@ -80,18 +80,32 @@ impl Worker {
         }
     }
 
-    fn export(&mut self, notify: bool) {
+    fn export(&mut self, notify: bool, before_corosync: bool) {
         let content = self
             .tree
             .read()
             .read(&TreePath::new(b"corosync.conf"))
             .cloned();
-        let outcome = self.export.run(content.as_deref().unwrap_or_default());
+        let outcome = self
+            .export
+            .run(content.as_deref().unwrap_or_default(), before_corosync);
         if notify && outcome == (Outcome::Written { reload: true }) {
             // Several changes in a row are read once, the delay counted from the last.
             self.reload_at = Some(Instant::now() + RELOAD_DELAY);
         }
     }
+}
+
+/// Does corosync's service cmap listen on this host?
+fn corosync_runs() -> bool {
+    let sockets = std::fs::read_to_string("/proc/net/unix").unwrap_or_default();
+    let names = sockets
+        .lines()
+        .filter_map(|line| line.split_whitespace().last());
+    // libqb binds the whole field, NULs included, which the kernel shows as @.
+    names
+        .into_iter()
+        .any(|name| name.trim_matches('@') == "cmap")
 }
 
 /// Runs `corosync-cfgtool -R`.

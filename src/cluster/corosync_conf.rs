@@ -57,8 +57,10 @@ pub(super) fn config_version(text: &[u8]) -> u64 {
 }
 
 impl Export {
-    /// Replaces the host's file by `content` if that is newer. May wait for the disk.
-    pub fn run(&self, content: &[u8]) -> Outcome {
+    /// Replaces the host's file by `content` if that is newer. `before_corosync`: corosync does not
+    /// run with the host's file; then another file of the same version is replaced, too, which may be
+    /// left over from another cluster. May wait for the disk.
+    pub fn run(&self, content: &[u8], before_corosync: bool) -> Outcome {
         if content.is_empty() {
             return Outcome::Kept;
         }
@@ -95,7 +97,10 @@ impl Export {
             );
             return Outcome::Kept;
         }
-        if let Some(why) = self.obstacle(content, (version == old_version).then_some(&old)) {
+        if let Some(why) = self.obstacle(
+            content,
+            (version == old_version && !before_corosync).then_some(&old),
+        ) {
             tracing::error!(
                 target: "dcdb",
                 "'/etc/pve/corosync.conf' (config_version {version}) not accepted: {why}. '{name}' \
@@ -221,7 +226,7 @@ mod tests {
         if let Some(host) = host {
             std::fs::write(&export.host_file, host).unwrap();
         }
-        let outcome = export.run(content);
+        let outcome = export.run(content, false);
         let after = std::fs::read(&export.host_file).ok();
         let files = std::fs::read_dir(dir.path()).unwrap().count();
         assert_eq!(files, usize::from(after.is_some()));
@@ -272,10 +277,23 @@ mod tests {
     }
 
     #[test]
+    fn what_corosync_does_not_run_with_is_replaced_at_the_same_version() {
+        let dir = tempfile::tempdir().unwrap();
+        let export = export(dir.path());
+        std::fs::write(
+            &export.host_file,
+            "config_version: 1\n# of another cluster\n",
+        )
+        .unwrap();
+        let outcome = export.run(b"config_version: 1\n", true);
+        assert_eq!(outcome, Outcome::Written { reload: true });
+    }
+
+    #[test]
     fn everybody_may_read_it() {
         let dir = tempfile::tempdir().unwrap();
         let export = export(dir.path());
-        export.run(b"config_version: 1");
+        export.run(b"config_version: 1", false);
         let mode = std::fs::metadata(&export.host_file)
             .unwrap()
             .permissions()

@@ -182,11 +182,15 @@ impl Store {
     }
 
     fn open_quietly(path: &Path, now: u32) -> Result<(Store, Loaded), OpenError> {
-        let create = |source| OpenError::Create {
-            path: path.display().to_string(),
-            source,
-        };
-        let empty = check::empty(path, now).map_err(create)?;
+        if wrong_kind(path).is_some() {
+            // Before anything is touched: SQLite would follow a dangling link, and what stands beside
+            // it may belong to a database that is only not mounted yet.
+            return Err(cannot_create(
+                path,
+                io::Error::other("something else is there"),
+            ));
+        }
+        let empty = check::empty(path, now).map_err(|error| cannot_create(path, error))?;
         let found = check::examine(path);
         if let Some(why) = found.foreign_log {
             let log = beside(path, "-wal").display().to_string();
@@ -306,16 +310,15 @@ impl Store {
     }
 }
 
-/// Makes the file with mode 0600 before SQLite could make it with another; true if it was missing.
-fn make_private(path: &Path) -> Result<bool, OpenError> {
-    let cannot = |source| OpenError::Create {
+fn cannot_create(path: &Path, source: io::Error) -> OpenError {
+    OpenError::Create {
         path: path.display().to_string(),
         source,
-    };
-    if wrong_kind(path).is_some() {
-        // SQLite would follow a dangling link, and the mode of a directory is none of our business.
-        return Err(cannot(io::Error::other("something else is there")));
     }
+}
+
+/// Makes the file with mode 0600 before SQLite could make it with another; true if it was missing.
+fn make_private(path: &Path) -> Result<bool, OpenError> {
     let made = fs::OpenOptions::new()
         .write(true)
         .create_new(true)
@@ -323,11 +326,11 @@ fn make_private(path: &Path) -> Result<bool, OpenError> {
         .open(path);
     let created = match made {
         Ok(_) => {
-            durable::sync_directory_of(path).map_err(cannot)?;
+            durable::sync_directory_of(path).map_err(|error| cannot_create(path, error))?;
             true
         }
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
-        Err(error) => return Err(cannot(error)),
+        Err(error) => return Err(cannot_create(path, error)),
     };
     // Fails where the file cannot be written, which SQLite takes for a wish to read only.
     fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(OpenError::Mode)?;
