@@ -133,6 +133,7 @@ fn missing_tools() -> Vec<String> {
         ("valgrind", "valgrind"),
         ("python3", "python3"),
         ("sqlite3", "sqlite3"),
+        ("fuser", "psmisc"),
         ("prove", "perl"),
     ] {
         if !found(tool) {

@@ -265,6 +265,41 @@ fn a_log_of_another_time_is_refused_and_both_ways_out_work() {
     assert!(node.path(&format!("{DB}-wal.other")).exists());
 }
 
+/// Killed in turn under a writer, each daemon takes what the other one left: logs of the C daemon,
+/// begun anew any number of times, raise no suspicion either.
+#[test]
+fn crashes_of_both_daemons_in_turn_raise_no_suspicion() {
+    let ours = Subject::ours();
+    let Some(reference) = Subject::reference_or_skip("crashes in turn") else {
+        return;
+    };
+    let (_lab, node) = Lab::single();
+    for round in 0..12u64 {
+        let subject = if round % 3 == 2 { &ours } else { &reference };
+        let daemon = Daemon::local(&node, subject);
+        std::thread::scope(|scope| {
+            let writer = scope.spawn(|| {
+                node.inside(|| {
+                    (0..100_000u32)
+                        .take_while(|i| {
+                            let data = vec![*i as u8 | 1; 1000 + (*i as usize % 5) * 40_000];
+                            fs::write(format!("/etc/pve/file{}", i % 7), data).is_ok()
+                        })
+                        .count()
+                })
+            });
+            std::thread::sleep(Duration::from_millis(150 + round * 97 % 400));
+            daemon.kill9();
+            assert!(writer.join().unwrap() > 0, "round {round}");
+        });
+        let state = dbfile::integrity(&node.database(), &node.dir.join("scratch.db"));
+        assert_eq!(state, "ok", "round {round}");
+    }
+    let daemon = Daemon::local(&node, &ours);
+    assert!(!daemon.stderr().contains("crit"), "{}", daemon.stderr());
+    assert_eq!(daemon.stop().code, 0);
+}
+
 /// One line whenever the node begins with nothing.
 #[test]
 fn a_new_empty_database_is_named_in_the_log() {

@@ -12,6 +12,7 @@ use super::node::Node;
 use super::process::{self, Ready, daemonize};
 use super::signals::Terminator;
 use super::{StartError, address, config, logging, watchdog};
+use crate::errno_text::plain_errno;
 use crate::failure;
 
 /// Exit code of every failed start.
@@ -83,7 +84,8 @@ fn salvage(old: &Path, new: &Path) -> i32 {
         Ok(()) => 0,
         Err(error) => {
             // A closed stderr is the reader's choice.
-            let _ = writeln!(std::io::stderr(), "{error}");
+            let text = error.to_string();
+            let _ = writeln!(std::io::stderr(), "{}", plain_errno(&text));
             FAILED
         }
     }
