@@ -1,8 +1,11 @@
 //! A tree written as a whole into a new database file.
 #![forbid(unsafe_code)]
 
+use std::fs::OpenOptions;
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::time::SystemTime;
 
 use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{Connection, OpenFlags, params};
@@ -24,7 +27,22 @@ pub(super) fn write_new<'a>(
 ) -> io::Result<()> {
     let draft = Draft::new(target, 0o600)?;
     fill(draft.path(), rows).map_err(|error| io::Error::other(sqlite_text(&error)))?;
+    number(draft.path())?;
     draft.create()
+}
+
+/// Gives the closed database a change counter that no other one has: the time. So no log that was
+/// there before is taken for its own (`format::belongs`).
+fn number(path: &Path) -> io::Result<()> {
+    /// Where page 1 has the counter, and the counter for which its other numbers hold.
+    const COUNTERS: [u64; 2] = [24, 92];
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let now = since.map_or(0, |time| time.as_secs() as u32);
+    let file = OpenOptions::new().write(true).open(path)?;
+    for at in COUNTERS {
+        file.write_all_at(&now.to_be_bytes(), at)?;
+    }
+    Ok(())
 }
 
 fn fill<'a>(path: &Path, rows: impl Iterator<Item = &'a LoadRow>) -> rusqlite::Result<()> {

@@ -126,6 +126,24 @@ fn a_copy_of_the_same_log_s_time_is_fine() {
     assert_eq!(loaded.tree.index(), lab.tree.index());
 }
 
+/// A tree that was written anew under the name of a database whose log is still there.
+#[test]
+fn a_new_copy_takes_no_log_that_was_there_before() {
+    let mut lab = Lab::new();
+    lab.put("file", b"x");
+    let dir = tempfile::tempdir().unwrap();
+    copy(lab.dir.path(), dir.path(), &["config.db-wal"]);
+    let db = dir.path().join("config.db");
+    let rows = rows_of(&lab.tree);
+    super::super::copy::write_new(&db, rows.iter()).unwrap();
+    let error = Store::open(&db, 1).unwrap_err();
+    assert!(matches!(error, OpenError::ForeignLog { .. }), "{error}");
+    fs::remove_file(dir.path().join("config.db-wal")).unwrap();
+    let (store, loaded) = Store::open(&db, 1).unwrap();
+    assert_eq!(loaded.tree.index(), lab.tree.index());
+    store.close().unwrap();
+}
+
 /// However the daemon is killed, its database and log belong together and nothing is damaged.
 #[test]
 fn no_kill_makes_a_suspicion() {
