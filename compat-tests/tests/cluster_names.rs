@@ -40,9 +40,8 @@ fn seen_of_other_nodes(subject: &Subject) {
         }
     });
     shows("ccc");
-    let nanoseconds = cluster.on(1, || {
-        fs::metadata("/etc/pve/below/file").unwrap().mtime_nsec()
-    });
+    let nanoseconds = open.metadata().unwrap().mtime_nsec();
+    drop(open);
     let counts = if nanoseconds == 0 { "0" } else { "counts" };
     checker.must(
         "nanoseconds of an mtime after a change by another node",
