@@ -17,16 +17,11 @@ const LIMIT: Duration = Duration::from_secs(10);
 const QUIET: &[u8] = b"\nlogging {\nto_syslog: no\nto_logfile: no\nto_stderr: yes\n}\n";
 /// How the program calls what it reads.
 const INPUT: &str = "/dev/stdin";
-/// Messages about this host as it is now: a key or an address that will be there later.
-const ABOUT_THE_HOST: [&str; 7] = [
-    "Could not open ",
-    "Could not read ",
-    "Could only read ",
-    "Cannot chdir ",
-    "Can't read file",
-    "failed to parse ",
-    "parse error in config: No valid name found for local host",
-];
+/// How messages about the text begin. All others are about this host as it is now: a key, an address or
+/// a right that may be there later.
+const ABOUT_THE_TEXT: [&str; 2] = ["line ", "parse error in config: "];
+/// Except this one.
+const ABOUT_THE_HOST: &str = "parse error in config: No valid name found for local host";
 
 /// What corosync says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,13 +76,13 @@ fn judge(output: &str) -> Check {
     let Some(message) = output.lines().find_map(message) else {
         return Check::Unclear(format!("corosync -t failed: {}", output.trim()));
     };
-    if ABOUT_THE_HOST
+    let is_about_the_text = ABOUT_THE_TEXT
         .iter()
-        .any(|known| message.starts_with(known))
-    {
-        Check::Unclear(message)
-    } else {
+        .any(|start| message.starts_with(start));
+    if is_about_the_text && !message.starts_with(ABOUT_THE_HOST) {
         Check::Refused(message)
+    } else {
+        Check::Unclear(message)
     }
 }
 
@@ -162,6 +157,7 @@ mod tests {
             "Nov 27 09:22 error   [MAIN  ] failed to parse node address 'nosuchhost.invalid'\n",
             "Nov 27 09:21 error   [MAIN  ] parse error in config: No valid name found for local host\n",
             "usage:\n        -c     : Corosync config file path.\n",
+            "Nov 27 09:21 error   [MAIN  ] Could not set SCHED_RR at priority 99: Operation not permitted\n",
         ] {
             assert!(matches!(judge(output), Check::Unclear(_)), "{output}");
         }
