@@ -45,6 +45,7 @@ fn text(info: &PanicHookInfo<'_>) -> String {
 /// Ends the process like a crash: for the failure of a thread that the daemon is nothing without.
 pub fn end(why: impl Display) -> ! {
     tracing::error!(target: "main", "{why} - the daemon ends and has to be started again (systemd does)");
+    crate::daemon::logging::finish();
     std::process::abort()
 }
 

@@ -89,7 +89,7 @@ impl Worker {
         let outcome = self
             .export
             .run(content.as_deref().unwrap_or_default(), before_corosync);
-        if notify && outcome == (Outcome::Written { reload: true }) {
+        if notify && !before_corosync && outcome == (Outcome::Written { reload: true }) {
             // Several changes in a row are read once, the delay counted from the last.
             self.reload_at = Some(Instant::now() + RELOAD_DELAY);
         }
@@ -112,6 +112,7 @@ fn corosync_runs() -> bool {
 fn reload() {
     let tool = Process::new("corosync-cfgtool")
         .arg("-R")
+        .env_remove("NOTIFY_SOCKET")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())

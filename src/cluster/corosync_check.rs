@@ -60,6 +60,7 @@ fn run(text: &[u8]) -> io::Result<(Ended, String)> {
     let mut output = memory()?;
     let program = Command::new("corosync")
         .args(["-t", "-c", INPUT])
+        .env_remove("NOTIFY_SOCKET")
         .stdin(Stdio::from(input))
         .stdout(output.try_clone()?)
         .stderr(output.try_clone()?)
@@ -126,7 +127,9 @@ pub(super) fn lacks_node(text: &[u8], node: &str) -> bool {
             }
         }
     }
-    !names.is_empty() && !names.contains(&node)
+    // Like corosync, without the domains.
+    let host = |name: &str| name.split('.').next() == Some(node);
+    !names.is_empty() && !names.into_iter().any(host)
 }
 
 #[cfg(test)]
@@ -174,5 +177,9 @@ mod tests {
             "a"
         ));
         assert!(!lacks_node(b"", "a"));
+        assert!(!lacks_node(
+            b"nodelist {\nnode {\nname: a.example.com\n}\n}\n",
+            "a"
+        ));
     }
 }

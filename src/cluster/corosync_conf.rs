@@ -154,9 +154,7 @@ impl Export {
     fn usable(&self, content: &[u8]) -> Check {
         if lacks_node(content, &self.node) {
             let node = &self.node;
-            return Check::Refused(format!(
-                "its nodelist has no node with name: {node}, so that corosync would not start here"
-            ));
+            return Check::Refused(format!("its nodelist has no node with name: {node}"));
         }
         match (self.check)(content) {
             Check::Refused(why) => {

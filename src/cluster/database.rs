@@ -226,20 +226,26 @@ impl Database {
         let relevant = (self.parts.relevant)(&change.effects);
         let waiting = self.count(&change);
         let Caller { waiter, applied } = caller;
+        let copy = Arc::new(change.clone());
+        let waiter = Waiter {
+            done: forgetting(waiter.done, announcer.clone(), copy.clone()),
+            ..waiter
+        };
         let (gate, number) = (self.gate.clone(), self.gate.enter(Some(waiter)));
-        let copy = Box::new(change.clone());
         change.effects = Effects::default();
         let told = move |stored: Result<(), Error>| {
             drop(waiting);
             let then = move |verdict, done| match (outcome(stored, verdict), done) {
-                (Ok(()), Some(done)) => answer(applied, copy, relevant, &announcer, done),
-                // Refused, but memory and some other node have it.
+                (Ok(()), Some(done)) => {
+                    let copy = Box::new(Arc::unwrap_or_clone(copy));
+                    answer(applied, copy, relevant, &announcer, done);
+                }
+                // Refused, now or before, but memory and some other node have it.
                 (result, done) => {
-                    announcer.forget(&copy);
-                    announcer.announce(copy.effects);
                     if let (Err(err), Some(done)) = (result, done) {
                         done(Err(err));
                     }
+                    announcer.announce(copy.effects.clone());
                 }
             };
             gate.stored(number, Box::new(then));
@@ -287,18 +293,30 @@ impl Database {
         self.parts.store.after(Box::new(told));
     }
 
-    /// The new tree is told of when everything before it was.
+    /// The kernel forgets the old tree at once; the new one is told of when everything before it was.
     fn replaced(&mut self) {
         let changes = std::mem::take(&mut *self.differences.lock());
         let (tree, status) = (self.parts.tree.clone(), self.parts.status.clone());
         let announcer = self.parts.announcer.clone();
+        announcer.replaced(changes);
         let (gate, number) = (self.gate.clone(), self.gate.enter(None));
         let tell = move |_, _| {
-            announcer.replaced(changes, Box::new(move || status.reloaded(&tree.read())));
+            announcer.call(Box::new(move || status.reloaded(&tree.read())));
         };
         let told = move |_: Result<(), Error>| gate.stored(number, Box::new(tell));
         self.parts.store.after(Box::new(told));
     }
+}
+
+/// Before a caller is told that his change failed, although memory has it, the kernel, which believes
+/// him, forgets what the change touched.
+fn forgetting(done: Done, announcer: Arc<Announcer>, change: Arc<Change>) -> Done {
+    Box::new(move |result| {
+        if result.is_err() {
+            announcer.forget(&change);
+        }
+        done(result);
+    })
 }
 
 /// What a caller is told of a change: it has to be on this disk and with the others.

@@ -19,6 +19,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 const MAX_BYTES: usize = 256 << 10;
 /// Lines sent before others get the lock.
 const SLICE: usize = 16;
+/// Longest time for which another thread has the queue, unless it is stuck.
+const BUSY: Duration = Duration::from_secs(1);
 /// Pause before a syslog that is gone is looked for again.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -54,9 +56,12 @@ impl Syslog {
         }
     }
 
-    /// Sends a line, behind those that wait. Never blocks.
+    /// Sends a line, behind those that wait. Never waits for syslog.
     pub fn send(&self, packet: String) {
-        let mut state = self.state.lock();
+        // A line about a failure in here must not wait for it.
+        let Some(mut state) = self.state.try_lock_for(BUSY) else {
+            return;
+        };
         if !state.threaded {
             while self.forward(&mut state) {}
         }
@@ -145,9 +150,11 @@ impl Syslog {
     pub fn finish(&self, limit: Duration) {
         let end = Instant::now() + limit;
         loop {
-            let mut state = self.state.lock();
-            while self.forward(&mut state) {}
             let left = end.saturating_duration_since(Instant::now());
+            let Some(mut state) = self.state.try_lock_for(left) else {
+                return;
+            };
+            while self.forward(&mut state) {}
             let Some(socket) = state.socket.clone().filter(|_| !state.waiting.is_empty()) else {
                 return;
             };

@@ -8,7 +8,7 @@ use std::fmt;
 use super::sync::Comparison;
 use super::{Action, COROSYNC_CONF, Dcdb, TreeHost};
 use crate::dfsm::{Ctx, Level, MemberId};
-use crate::memdb::{Entry, Index, Inode, RootRow, Row, Tree, TreePath};
+use crate::memdb::{Entry, Index, Inode, MAX_DEPTH, RootRow, Row, Tree, TreePath};
 
 /// What is known of the history of this node's database.
 #[derive(Debug, Default)]
@@ -153,7 +153,8 @@ impl Aside {
     pub(super) fn new(old: &Tree, new: &Tree, since: u64, leader: String) -> Option<Self> {
         let (mut gone, mut changed, mut example) = (0, 0, None);
         for (inode, entry) in old.iter().filter(|(_, entry)| entry.version > since) {
-            let path = old.path_of(inode);
+            // Deeper than clients make them: not looked for, which would cost the square of the depth.
+            let path = old.path_within(inode, MAX_DEPTH);
             let there = path.as_ref().and_then(|path| new.lookup(path));
             match there.and_then(|there| new.get(there)) {
                 Some(now) if now.data() == entry.data() => continue,

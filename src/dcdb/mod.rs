@@ -13,7 +13,9 @@ use std::collections::{BTreeMap, VecDeque};
 use crate::dfsm::{
     Application, Consequence, Ctx, Delivery, Level, MemberId, Outgoing, Plan, Verdict,
 };
-use crate::memdb::{Change, Error, Index, Inode, Op, ROOT_INODE, RootRow, Stamp, Tree};
+use crate::memdb::{
+    Change, Error, Index, Inode, MAX_TOTAL_SIZE, Op, ROOT_INODE, RootRow, Stamp, Tree,
+};
 use crate::replica::Applied;
 
 mod history;
@@ -39,6 +41,8 @@ const COROSYNC_CONF: &[u8] = b"corosync.conf";
 const UNWANTED_LINES: u32 = 5;
 /// Lines about what is odd in the database of the leader.
 const NOTE_LINES: usize = 20;
+/// Content that a leader may send in one synchronisation: far more than a tree holds.
+const MAX_UPDATE_BYTES: usize = 4 * MAX_TOTAL_SIZE as usize;
 
 /// Something for the disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,6 +88,8 @@ pub struct Dcdb<H: TreeHost> {
     /// Follower: index of the leader, and what it sent so far.
     master: Option<Index>,
     updates: BTreeMap<Inode, Update>,
+    /// Content of these.
+    update_bytes: usize,
     /// Lines about updates that were not asked for, in this synchronisation.
     unwanted: u32,
     /// Leader: what is still to be sent, as it was when the states were compared.
@@ -105,6 +111,7 @@ impl<H: TreeHost> Dcdb<H> {
             writable: true,
             master: None,
             updates: BTreeMap::new(),
+            update_bytes: 0,
             unwanted: 0,
             outgoing: VecDeque::new(),
             history: History::default(),
@@ -158,6 +165,7 @@ impl<H: TreeHost> Dcdb<H> {
         let announced = self.master.as_ref().is_some_and(|master| master.has(inode));
         match self.updates.entry(inode) {
             Slot::Vacant(slot) if announced => {
+                self.update_bytes += update.0.data.as_ref().map_or(0, |data| data.len());
                 slot.insert(update);
             }
             _ => {
@@ -229,8 +237,10 @@ impl<H: TreeHost> Application for Dcdb<H> {
         }
     }
 
+    /// With changes of local mode only among the majority: those who meet without it may be behind, and
+    /// would take over what the others have moved on from.
     fn may_join(&self) -> bool {
-        self.writable
+        self.writable && (self.quorate || self.lineage.base.is_none())
     }
 
     fn node_name(&self, nodeid: u32) -> Option<String> {
@@ -366,6 +376,11 @@ impl<H: TreeHost> Application for Dcdb<H> {
         match Update::parse(payload) {
             Ok(update) => {
                 self.take_update(update, ctx);
+                if self.update_bytes > MAX_UPDATE_BYTES {
+                    let text = "the leader sends more than a tree can hold";
+                    ctx.log(Level::Critical, text.to_owned());
+                    return false;
+                }
                 true
             }
             Err(error) => {
@@ -417,6 +432,7 @@ impl<H: TreeHost> Application for Dcdb<H> {
     fn forget_sync(&mut self) {
         self.master = None;
         self.updates.clear();
+        self.update_bytes = 0;
         self.unwanted = 0;
         self.outgoing.clear();
     }
@@ -458,6 +474,7 @@ impl<H: TreeHost> Application for Dcdb<H> {
                     format!("took {count} changes back that the other nodes may not have"),
                 );
                 self.replace(tree, commit, ctx);
+                self.begin();
             }
             // The rows are those of trees that were there: this does not happen.
             Err(error) => ctx.log(
@@ -474,7 +491,11 @@ impl<H: TreeHost> Application for Dcdb<H> {
                 if !quorate {
                     self.begin();
                 }
-                Consequence::None
+                if self.may_join() {
+                    Consequence::None
+                } else {
+                    Consequence::Leave
+                }
             }
             Event::Writable(writable) => self.set_writable(writable, ctx),
         }

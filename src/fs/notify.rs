@@ -6,7 +6,7 @@
 //! takes the lock of its directory, and the invalidation or the storing of content takes the lock of
 //! a page; a request that this process has to answer may hold either.
 //!
-//! What is used instead never waits:
+//! What is used instead waits for no request (docs/adr/009 names what remains):
 //! * attributes: the kernel is told to forget them (`FUSE_NOTIFY_INVAL_INODE`, attributes only);
 //! * content and listings: whoever uses them asks for attributes first, sees another modification
 //!   time ([`Attr::edition`](super::ops::Attr)) and drops them itself (`FUSE_AUTO_INVAL_DATA`);
@@ -36,8 +36,8 @@ pub enum NameCache {
     Lifetime,
 }
 
-/// The kernel's caches of one mount. Neither of these waits for anything. What the kernel does not
-/// know is no error.
+/// The kernel's caches of one mount. Neither of these waits for an answer of this process. What the
+/// kernel does not know is no error.
 pub trait Kernel: Send + Sync {
     /// Drops cached attributes.
     fn inval_attr(&self, ino: Ino);

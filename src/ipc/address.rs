@@ -117,15 +117,14 @@ impl Address {
         let credentials = |probe| getsockopt(&probe, PeerCredentials).ok();
         let holder = self.connect().ok().and_then(credentials);
         let text: &dyn Display = match &holder {
-            Some(holder) if holder.pid() > 0 => {
+            // Whoever made it listen may have ended, or have left it to a child.
+            Some(holder) if has_socket(holder.pid(), name) => {
                 let (pid, uid) = (holder.pid(), holder.uid());
                 let program = std::fs::read_to_string(format!("/proc/{pid}/comm"));
                 let program = program.as_deref().unwrap_or("?").trim().to_owned();
                 &format!("process {pid} ({program}) of uid {uid}; 'kill {pid}' frees it")
             }
-            _ => &format!(
-                "a process that accepts no connections; \"ss -xap | grep -w '@{name}'\" shows it"
-            ),
+            _ => &format!("another process; \"ss -xap | grep -w '@{name}'\" shows it"),
         };
         tracing::error!(
             target: "ipcs",
@@ -170,4 +169,22 @@ impl Address {
 fn socket() -> rustix::io::Result<OwnedFd> {
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
+}
+/// Has the process `pid` a socket with the abstract name `name` open?
+fn has_socket(pid: i32, name: &str) -> bool {
+    let sockets = std::fs::read_to_string("/proc/net/unix").unwrap_or_default();
+    let of_name = sockets.lines().filter_map(|line| {
+        let mut fields = line.split_whitespace().skip(6);
+        let inode = fields.next()?;
+        // libqb binds the whole field, NULs included, which the kernel shows as @.
+        (fields.next()?.trim_matches('@') == name).then(|| format!("socket:[{inode}]"))
+    });
+    let of_name: Vec<String> = of_name.collect();
+    let open = std::fs::read_dir(format!("/proc/{pid}/fd"));
+    open.into_iter().flatten().flatten().any(|file| {
+        let target = std::fs::read_link(file.path()).unwrap_or_default();
+        of_name
+            .iter()
+            .any(|socket| target.as_os_str() == socket.as_str())
+    })
 }

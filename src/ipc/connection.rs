@@ -197,7 +197,7 @@ impl Connection {
     }
 
     /// Asks the service again for the deferred request, finally when `last` is set, and goes on
-    /// with the requests behind it.
+    /// without the requests behind it.
     pub fn ask_again(
         &mut self,
         service: &mut dyn Service,
@@ -217,7 +217,8 @@ impl Connection {
                     answer => answer,
                 };
                 match self.answered(answer, scratch) {
-                    Ok(()) => self.requests(service, scratch),
+                    // Its next requests have a turn of their own, behind those of root.
+                    Ok(()) => self.rest(),
                     Err(turn) => turn,
                 }
             }

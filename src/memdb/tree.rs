@@ -171,7 +171,7 @@ impl Tree {
     }
 
     /// [`Tree::path_of`], also `None` if it has more than `depth` components.
-    pub(super) fn path_within(&self, inode: Inode, depth: usize) -> Option<TreePath> {
+    pub(crate) fn path_within(&self, inode: Inode, depth: usize) -> Option<TreePath> {
         let mut names: Vec<&[u8]> = Vec::new();
         let mut at = inode;
         while at != ROOT_INODE {

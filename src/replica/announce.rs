@@ -203,10 +203,15 @@ impl Announcer {
         }
     }
 
-    /// The tree was replaced by another one. `differences` are what the kernel has to forget; their
-    /// effects are not announced, `tell` is called instead.
-    pub fn replaced(&self, differences: Vec<Change>, tell: Box<dyn FnOnce() + Send>) {
-        self.enqueue(Before::Differences(differences), News::Call(tell));
+    /// The tree was replaced by another one: the kernel forgets the differences. Their effects are not
+    /// announced; see [`Announcer::call`].
+    pub fn replaced(&self, differences: Vec<Change>) {
+        self.enqueue(Before::Differences(differences), News::None);
+    }
+
+    /// Calls `tell` in turn.
+    pub fn call(&self, tell: Box<dyn FnOnce() + Send>) {
+        self.enqueue(Before::Nothing, News::Call(tell));
     }
 
     /// The quorum came or went, and whoever asks is told so already.

@@ -79,6 +79,9 @@ impl LocalReplica {
         for observer in self.observers.lock().iter() {
             observer.applied(&change);
         }
+        // The kernel asked for another time, not for a removal.
+        let unlocked = matches!(op, Op::SetMtime { .. }) && change.removed.is_some();
+        let forgotten = unlocked.then(|| change.clone());
         let announce = (self.parts.relevant)(&change.effects).then(|| Box::new(change.clone()));
         let applied = Applied {
             inode: change.inode,
@@ -90,6 +93,9 @@ impl LocalReplica {
         );
         drop(whole);
         drop(tree);
+        if let Some(change) = forgotten {
+            self.parts.announcer.forget(&change);
+        }
         queued.write();
     }
 }

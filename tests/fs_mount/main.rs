@@ -8,7 +8,7 @@ mod killed;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Read;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -342,6 +342,37 @@ fn names_that_live_for_a_second() {
     wait_until("the old names are forgotten", || {
         fs::read(&up).unwrap() == b"two" && errno(fs::metadata(&new)) == libc::ENOENT
     });
+}
+
+/// The kernel takes the attributes of a SETATTR without dropping content of another time.
+#[test]
+fn content_is_dropped_behind_a_change_of_attributes() {
+    for names in [NameCache::Epoch, NameCache::Lifetime] {
+        let f = tuned(Tuning {
+            names: Some(names),
+            ..Tuning::default()
+        });
+        let up = f.file("warm/up");
+        let open = OpenOptions::new().write(true).open(&up).unwrap();
+        let remote = |text: &[u8]| {
+            let change = f.replica.remote(&Op::Write {
+                path: path("warm/up"),
+                offset: 0,
+                data: text.to_vec(),
+                truncate: true,
+            });
+            f.served().notifier.invalidate(&change);
+        };
+        remote(b"one");
+        assert_eq!(fs::read(&up).unwrap(), b"one");
+        remote(b"two");
+        open.set_permissions(fs::Permissions::from_mode(0o640))
+            .unwrap();
+        assert_eq!(fs::read(&up).unwrap(), b"two", "{names:?}");
+        remote(b"six");
+        open.set_len(3).unwrap();
+        assert_eq!(fs::read(&up).unwrap(), b"six", "{names:?}");
+    }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 use super::super::{Action, Dcdb, Event, sync};
 use super::*;
-use crate::dfsm::{Application, Ctx, MemberId, Plan};
+use crate::dfsm::{Application, Consequence, Ctx, MemberId, Plan};
 use crate::memdb::{Op, Stamp};
 
 const ME: MemberId = MemberId { nodeid: 3, pid: 1 };
@@ -264,4 +264,38 @@ fn only_local_changes_are_local() {
     assert!(!is_local_since(&tree, root));
     delete(&mut tree, 0, "local1");
     assert!(!is_local_since(&tree, root));
+}
+
+#[test]
+fn changes_of_local_mode_join_only_the_majority() {
+    let base = common().root_row();
+    let mut tree = common();
+    create(&mut tree, 0, "mine");
+    let mut node = Node::new(tree, Some(base));
+    assert!(node.dcdb.may_join());
+    let lost = node.call(|dcdb, ctx| dcdb.event(Event::Quorate(false), ctx));
+    assert_eq!(lost, Consequence::Leave);
+    assert!(!node.dcdb.may_join());
+    let back = node.call(|dcdb, ctx| dcdb.event(Event::Quorate(true), ctx));
+    assert_eq!(back, Consequence::None);
+    assert!(node.dcdb.may_join());
+    // Without such changes a node without quorum stays, to be found.
+    let mut other = Node::new(common(), None);
+    let lost = other.call(|dcdb, ctx| dcdb.event(Event::Quorate(false), ctx));
+    assert_eq!((lost, other.dcdb.may_join()), (Consequence::None, true));
+}
+
+#[test]
+fn what_is_gone_of_a_deep_tree_is_counted_in_time() {
+    let mut old = Tree::new();
+    let mut name = String::new();
+    for depth in 0..8_000 {
+        name += if depth == 0 { "d" } else { "/d" };
+        change(&mut old, 1, Op::Mkdir { path: path(&name) });
+    }
+    let (new, started) = (Tree::new(), std::time::Instant::now());
+    let aside = Aside::new(&old, &new, 0, "node1".into()).unwrap();
+    assert_eq!((aside.gone, aside.changed), (8_000, 0));
+    // Milliseconds; the square of the depth would take minutes.
+    assert!(started.elapsed() < std::time::Duration::from_secs(10));
 }

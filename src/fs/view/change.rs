@@ -261,18 +261,26 @@ impl Inner {
 
     pub(super) fn setattr(self: &Arc<Self>, ino: Ino, set: SetAttr, reply: Reply<AttrReply>) {
         match self.checked_setattr(ino, set) {
-            Ok(Some(op)) => self.submit(op, reply, move |inner, _| {
-                // The kernel takes these attributes even if it was told meanwhile to forget all.
-                let AttrReply { attr, ttl } = inner.attr_now(ino)?;
-                let ttl = ttl.min(SECOND);
-                Ok(AttrReply { attr, ttl })
-            }),
+            Ok(Some(op)) => self.submit(op, reply, move |inner, _| inner.attr_after_setattr(ino)),
             Ok(None) => {
-                let attr = self.attr_now(ino);
+                let attr = self.attr_after_setattr(ino);
                 reply(attr);
             }
             Err(err) => reply(Err(err)),
         }
+    }
+
+    /// Unlike those of any other answer, the kernel takes these attributes even if it was told meanwhile
+    /// to forget all, and it takes a new edition without dropping what it has cached. So they hold for a
+    /// second, or, if there was another edition, not at all, and the next ones have yet another.
+    fn attr_after_setattr(&self, ino: Ino) -> Result<AttrReply, Errno> {
+        let AttrReply { attr, ttl } = self.attr_now(ino)?;
+        if attr.edition == 0 {
+            let ttl = ttl.min(SECOND);
+            return Ok(AttrReply { attr, ttl });
+        }
+        self.inodes.lock().outdate(ino);
+        Ok(AttrReply { attr, ttl: NO_TTL })
     }
 
     /// The change that is to be made in the tree, if any.

@@ -4,7 +4,8 @@
 //! With one exception. A name that gets another inode makes the kernel look it up again with the
 //! directory locked. While a change of a name in the root is under way the kernel holds that lock
 //! itself, possibly for long (a cluster that synchronises), and reading a dot file must not wait
-//! for it. So the inode that the kernel already has gets the new text then.
+//! for it. So the inode that the kernel already has gets the new text then. (After a change of a name
+//! by another node the kernel may look it up with the lock all the same, adr/009.)
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;
@@ -62,9 +63,8 @@ impl Inner {
         }));
     }
 
-    /// A look-up must not wait: the kernel holds the lock of the directory meanwhile, which the
-    /// announcement that the text may be waiting for needs, too. So a text that is not there at
-    /// once is promised: an inode without attributes, and the kernel asks for these next.
+    /// A look-up must not wait: the kernel holds the lock of the directory meanwhile. So a text that is
+    /// not there at once is promised: an inode without attributes, and the kernel asks for these next.
     fn lookup_new_dot(self: &Arc<Self>, file: DotFile, asked: Ticket, reply: Reply<Entry>) {
         let slot = Arc::new(Mutex::new(Slot::Asked));
         let (inner, late) = (Arc::clone(self), Arc::clone(&slot));

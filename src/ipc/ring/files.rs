@@ -60,7 +60,7 @@ impl Shm {
         let left = self.room().map_or(0, |bytes| bytes >> 10);
         format!(
             " - {SHM} is full ({left} KiB left, a client takes up to {} KiB): remove what else is in \
-             it ('du -a {SHM}'), or enlarge it ('mount -o remount,size=50% {SHM}')",
+             it ('du -a {SHM}'; not 'qb-*', which corosync and its clients use), or enlarge it ('mount -o remount,size=50% {SHM}')",
             needed(MAX_MESSAGE_SIZE) >> 10
         )
     }

@@ -148,7 +148,8 @@ fn the_kernel_forgets_before_anything_is_announced() {
     let (seen, was) = (count.clone(), forgotten.clone());
     let (tx, rx) = mpsc::channel();
     let told = Box::new(move || tx.send((was.load(SeqCst), seen.load(SeqCst))).unwrap());
-    announcer.replaced(vec![*change(), *change()], told);
+    announcer.replaced(vec![*change(), *change()]);
+    announcer.call(told);
     announcer.quorum_changed();
     // Of a replaced tree no effects are announced, but the new one is told of.
     assert_eq!(rx.recv_timeout(Duration::from_secs(5)).unwrap(), (3, 0));
