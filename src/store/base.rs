@@ -46,9 +46,8 @@ pub fn write_base(database: &Path, base: RootRow) -> io::Result<()> {
 /// Those of the file system; it is still there then, unless only syncing the directory failed.
 pub fn remove_base(database: &Path) -> io::Result<()> {
     let path = file(database);
-    match fs::symlink_metadata(&path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        found => drop(found?),
+    if !path.try_exists()? {
+        return Ok(());
     }
     sync_logs(&resolved(database))?;
     fs::remove_file(&path)?;

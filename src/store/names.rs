@@ -23,8 +23,8 @@ pub(super) fn resolved(path: &Path) -> Cow<'_, Path> {
 /// `name`, or the first of `name-2`, … that nothing has, nor anything of SQLite's beside it.
 pub(super) fn free_name(name: &Path) -> PathBuf {
     let is_free = |path: &Path| {
-        let taken = |suffix: &&str| fs::symlink_metadata(beside(path, suffix)).is_ok();
-        !SUFFIXES.iter().any(|suffix| taken(suffix))
+        let taken = |suffix: &str| fs::symlink_metadata(beside(path, suffix)).is_ok();
+        !SUFFIXES.into_iter().any(taken)
     };
     let mut path = name.to_owned();
     for attempt in 2.. {
