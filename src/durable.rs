@@ -114,8 +114,24 @@ pub fn replace(
 /// # Errors
 /// [`io::ErrorKind::AlreadyExists`], or those of the disk.
 pub fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
-    renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE)?;
+    take_free_name(from, to)?;
     sync_directory_of(to)
+}
+
+/// As [`rename_new`], but whoever calls syncs the directory: an error says that nothing was renamed.
+///
+/// # Errors
+/// [`io::ErrorKind::AlreadyExists`], or those of the disk.
+pub fn take_free_name(from: &Path, to: &Path) -> io::Result<()> {
+    Ok(renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE)?)
+}
+
+/// Two files of a directory get each other's name in one step; whoever calls syncs the directory.
+///
+/// # Errors
+/// Those of the file system; each has its old name then.
+pub fn exchange(one: &Path, other: &Path) -> io::Result<()> {
+    Ok(renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE)?)
 }
 
 /// What was made, renamed or removed in the directory of `path` survives a power cut.

@@ -260,7 +260,7 @@ fn a_log_of_another_time_is_refused_and_both_ways_out_work() {
     // The first one: the old database without the log.
     fs::copy(&copy, node.database()).unwrap();
     let log = refused(&node, &ours);
-    carry_out(&node, &ours, advice(&log, "mv '", "; or"));
+    carry_out(&node, &ours, advice(&log, "mv -n '", "; or"));
     both_daemons_take(&node, &ours, "an old copy");
     assert!(node.path(&format!("{DB}-wal.other")).exists());
 }

@@ -77,38 +77,20 @@ fn names(node: &Node) -> Vec<String> {
 
 /// What an accident does to the files, and what the log says then.
 const ACCIDENTS: [(&str, &str); 8] = [
+    ("rm -rf *", "config.db' was removed while"),
+    ("rm config.db", "config.db' was removed while"),
+    ("rm config.db-wal", "config.db-wal' was removed while"),
+    ("rm config.db-shm", "config.db-shm' was removed while"),
+    ("truncate -s 0 config.db", "config.db' was truncated while"),
     (
-        "rm -rf /var/lib/pve-cluster/*",
-        "config.db' was removed while",
-    ),
-    (
-        "rm /var/lib/pve-cluster/config.db",
-        "config.db' was removed while",
-    ),
-    (
-        "rm /var/lib/pve-cluster/config.db-wal",
-        "config.db-wal' was removed while",
-    ),
-    (
-        "rm /var/lib/pve-cluster/config.db-shm",
-        "config.db-shm' was removed while",
-    ),
-    (
-        "truncate -s 0 /var/lib/pve-cluster/config.db",
-        "config.db' was truncated while",
-    ),
-    (
-        "truncate -s 0 /var/lib/pve-cluster/config.db-wal",
+        "truncate -s 0 config.db-wal",
         "config.db-wal' was truncated while",
     ),
     (
-        "truncate -s 0 /var/lib/pve-cluster/config.db-shm",
+        "truncate -s 0 config.db-shm",
         "config.db-shm' was truncated while",
     ),
-    (
-        "mv /var/lib/pve-cluster/config.db /var/lib/pve-cluster/elsewhere",
-        "config.db' was removed while",
-    ),
+    ("mv config.db elsewhere", "config.db' was removed while"),
 ];
 
 /// After each accident everything is in a database of the old name, with what is written later,
@@ -120,7 +102,7 @@ fn after_an_accident_everything_is_there_under_the_old_name() {
         let (_lab, node) = Lab::single();
         let daemon = Daemon::local(&node, &ours);
         write(&node, "before");
-        let (code, out) = node.sh(accident);
+        let (code, out) = node.sh(&format!("cd /var/lib/pve-cluster; {accident}"));
         assert_eq!(code, 0, "{accident}: {out}");
         noticed(&daemon, says);
         write(&node, "after");
@@ -178,20 +160,31 @@ fn writes_before_it_is_noticed_are_kept() {
 #[test]
 fn a_file_that_somebody_put_there_is_left_alone() {
     let ours = Subject::ours();
-    for take_theirs in [true, false] {
+    for (take_theirs, killed) in [(true, false), (false, false), (false, true)] {
         let (_lab, node) = Lab::single();
         let daemon = Daemon::local(&node, &ours);
         write(&node, "before");
         let backup = folder(&node).join("backup.db");
         Builder::guests(3).write(&backup).unwrap();
         let theirs = fs::read(&backup).unwrap();
+        let other = if killed { ".other-2" } else { ".other" };
+        if killed {
+            fs::write(node.path(&format!("{DB}.other")), "in the way").unwrap();
+        }
         fs::rename(&backup, node.database()).unwrap();
         write(&node, "meanwhile");
         let line = noticed(&daemon, "was replaced by another file");
         write(&node, "after");
         assert_eq!(fs::read(node.database()).unwrap(), theirs);
-        let exit = daemon.stop();
-        assert!(exit.stderr.contains("the next start uses"), "{exit:?}");
+        if killed {
+            daemon.kill9();
+            // As of somebody who has had a look.
+            let theirs = dbfile::with_suffix(&node.database(), "-wal");
+            fs::write(theirs, "their log").unwrap();
+        } else {
+            let exit = daemon.stop();
+            assert!(exit.stderr.contains("the next start uses"), "{exit:?}");
+        }
         assert_eq!(fs::read(node.database()).unwrap(), theirs);
         let rescued = line
             .split('\'')
@@ -212,7 +205,12 @@ fn a_file_that_somebody_put_there_is_left_alone() {
         let daemon = Daemon::local(&node, &ours);
         must_have(&node, &["before", "meanwhile", "after"]);
         assert_eq!(daemon.stop().code, 0);
-        assert_eq!(fs::read(node.path(&format!("{DB}.other"))).unwrap(), theirs);
+        assert_eq!(
+            fs::read(node.path(&format!("{DB}{other}"))).unwrap(),
+            theirs
+        );
+        let log = node.path(&format!("{DB}{other}-wal"));
+        assert_eq!(fs::read(log).is_ok_and(|log| log == b"their log"), killed);
     }
 }
 
@@ -233,6 +231,16 @@ fn a_stop_looks_at_the_files_first() {
 /// The files are gone and there is no room for new ones: no change is accepted until there is.
 #[test]
 fn without_room_for_a_new_database_changes_are_refused() {
+    without_room(0, "a new database cannot be made");
+}
+
+/// The same with room for a new database, but not for its index: it is made once.
+#[test]
+fn without_room_for_the_index_one_new_database_is_made() {
+    without_room(28, "config.db' cannot be opened");
+}
+
+fn without_room(kib_free: u32, says: &str) {
     let ours = Subject::ours();
     let (_lab, node) = Lab::single();
     let folder = "/var/lib/pve-cluster";
@@ -246,9 +254,16 @@ fn without_room_for_a_new_database_changes_are_refused() {
     let daemon = Daemon::local(&node, &ours);
     write(&node, "before");
     sh(&format!(
-        "rm {folder}/config.db*; dd if=/dev/zero of={folder}/filler bs=4k || true"
+        "mkdir {folder}/x; dd if=/dev/zero of={folder}/filler bs=4k || true; \
+         truncate -s -{kib_free}K {folder}/filler; mv {folder}/config.db* {folder}/x"
     ));
-    noticed(&daemon, "a new database cannot be made");
+    noticed(&daemon, says);
+    let again = || daemon.stderr().matches(says).count() > 2;
+    assert!(wait_for(NOTICED, again), "{}", daemon.stderr());
+    let copies = node.sh(&format!(
+        "ls {folder} | grep config.db | grep -v -e -shm -e -wal | wc -l"
+    ));
+    assert_eq!(copies.1.trim() == "1", kib_free > 0, "{copies:?}");
     let refused = node.inside(|| fs::write("/etc/pve/refused", "x"));
     assert_eq!(refused.unwrap_err().raw_os_error(), Some(5));
     must_have(&node, &["before"]);

@@ -139,7 +139,7 @@ impl Node {
         if !self.store.shutdown(STORE_LIMIT) {
             tracing::error!(
                 target: "database",
-                "the database does not finish within {STORE_LIMIT:?}; what was acknowledged is in its log"
+                "the database does not finish within {STORE_LIMIT:?}; what was acknowledged is in its log, unless that was lost (see above)"
             );
         }
         self.rrd.stop();

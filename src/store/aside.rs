@@ -13,7 +13,7 @@ use rusqlite::{Connection, ffi};
 use super::commit::{SyncRows, Write, Writer};
 use super::{CREATE_TABLE, DOMAIN};
 use crate::dcdb::Aside;
-use crate::durable::Draft;
+use crate::durable::{self, Draft};
 
 /// So many are kept.
 const KEPT: usize = 5;
@@ -62,7 +62,8 @@ fn text(path: &Path, aside: &Aside) -> String {
 fn save(directory: &Path, aside: &Aside) -> io::Result<PathBuf> {
     match DirBuilder::new().mode(0o700).create(directory) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-        _ => {}
+        Err(_) => {}
+        Ok(()) => durable::sync_directory_of(directory)?,
     }
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     // The last one stays the last one, whatever the clock says.

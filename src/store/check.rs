@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::format::{Log, Pages, Walk, belongs, beside};
+use super::names::{SUFFIXES, free_name, rescued};
 use crate::durable;
 
 /// Another process may be moving the log into the database just now: what looks wrong is looked at
@@ -21,6 +22,34 @@ pub(super) struct Empty {
     pub missing: bool,
     /// Logs that stood there without it: the old name, the new one.
     pub left: Vec<(PathBuf, PathBuf)>,
+}
+
+/// There is no database, or nothing in it, but one that a rescue made for this name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Unnamed {
+    /// The newest such file.
+    pub file: PathBuf,
+    /// What has to be renamed to what, so that it is used.
+    pub moves: Vec<(PathBuf, PathBuf)>,
+}
+
+/// Looks for that one; changes nothing.
+pub(super) fn unnamed(path: &Path) -> Option<Unnamed> {
+    let nothing = match fs::metadata(path) {
+        Ok(meta) => meta.is_file() && meta.len() == 0,
+        Err(error) => error.kind() == io::ErrorKind::NotFound,
+    };
+    if !nothing {
+        return None;
+    }
+    let file = rescued(path).pop()?;
+    let aside = free_name(&beside(path, ".other"));
+    let old = SUFFIXES.map(|suffix| (beside(path, suffix), beside(&aside, suffix)));
+    // The log first: without its database it is of no use to anybody.
+    let new = ["-wal", ""].map(|suffix| (beside(&file, suffix), beside(path, suffix)));
+    let moves = old.into_iter().chain(new);
+    let moves = moves.filter(|(from, _)| from.exists()).collect();
+    Some(Unnamed { file, moves })
 }
 
 /// If there is no database: moves aside what SQLite would remove then, its logs.
@@ -47,11 +76,16 @@ pub(super) fn empty(path: &Path, now: u32) -> io::Result<Option<Empty>> {
 
 /// Renames a file to `<name>.<word>-<now>`, or the first such name that is free.
 pub(super) fn set_aside(file: &Path, word: &str, now: u32) -> io::Result<PathBuf> {
-    let mut to = beside(file, &format!(".{word}-{now}"));
+    set_aside_as(file, file, word, now)
+}
+
+/// As [`set_aside`], with a name made of that of another file.
+pub(super) fn set_aside_as(file: &Path, name: &Path, word: &str, now: u32) -> io::Result<PathBuf> {
+    let mut to = beside(name, &format!(".{word}-{now}"));
     for attempt in 2.. {
         match durable::rename_new(file, &to) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                to = beside(file, &format!(".{word}-{now}-{attempt}"));
+                to = beside(name, &format!(".{word}-{now}-{attempt}"));
             }
             done => return done.map(|()| to),
         }

@@ -9,14 +9,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use rusqlite::ErrorCode;
+use rusqlite::{ErrorCode, ffi};
 
 use super::DOMAIN;
 use super::db::{Checkpoint, Db};
 use super::format::beside;
 use super::open::sqlite_text;
 use super::queue::Shared;
-use super::rescue::{self, Reason};
+use super::rescue::{self, Placed, Reason};
 use super::watch::{Look, Loss, Watch};
 
 /// A log of this length is moved and cut whenever nothing else is to be done, …
@@ -35,8 +35,8 @@ pub(super) struct Keeper {
     watch: Watch,
     /// When it was said that the log is long.
     told: Option<Instant>,
-    /// The files are lost, and there is no other one yet.
-    lost: Option<Reason>,
+    /// The files are lost, and there is no other one yet, or it could not be opened yet.
+    lost: Option<(Reason, Option<Placed>)>,
 }
 
 impl Keeper {
@@ -70,24 +70,23 @@ impl Keeper {
         }
     }
 
-    fn move_log(&mut self) {
-        match self.with_db(Db::checkpoint) {
-            Some(Err(error)) => {
-                let text = sqlite_text(&error);
-                log::warn!(target: DOMAIN, "checkpoint failed: {text}");
-            }
-            Some(Ok(done)) if done.log > done.moved => {
-                self.bound_log();
-            }
-            _ => {}
+    /// True: there is another file now.
+    fn move_log(&mut self) -> bool {
+        if let Some(Err(error)) = self.with_db(Db::checkpoint) {
+            let text = sqlite_text(&error);
+            log::warn!(target: DOMAIN, "checkpoint failed: {text}");
         }
+        self.bound_log()
     }
 
     /// Looks at the files, and does what is to be done about them. True: there is another file now.
     pub(super) fn look(&mut self) -> bool {
-        if let Some(reason) = self.lost.take() {
+        if let Some((reason, placed)) = self.lost.take() {
             self.watch.put_off();
-            return self.rescue(&reason);
+            return match placed.filter(Placed::is_there) {
+                Some(placed) => self.go_on(&reason, placed),
+                None => self.rescue(&reason),
+            };
         }
         let in_log = self.with_db(|db| db.has_log()).unwrap_or(false);
         let loss = match self.watch.look(in_log) {
@@ -99,8 +98,7 @@ impl Keeper {
             return self.rescue(&Reason::Lost(loss));
         }
         if self.watch.log_length() > LONG_LOG {
-            self.move_log();
-            return self.bound_log();
+            return self.move_log();
         }
         self.log_is_short();
         false
@@ -142,8 +140,9 @@ impl Keeper {
         let asked = self.with_db(|db| Ok::<_, rusqlite::Error>((db.checkpoint()?, db.size()?)))?;
         let (Checkpoint { log, moved }, (pages, page_size)) = match asked {
             Ok(answer) => answer,
-            Err(error) if is_lock(&error) => return None,
-            Err(_) => return lost("-wal"),
+            Err(error) if is_loss(&error) => return lost("-wal"),
+            // A lock, a full disk: says nothing about the file, and the next look asks again.
+            Err(_) => return None,
         };
         self.watch.settle();
         let length = |suffix| std::fs::metadata(beside(&path, suffix)).map_or(0, |meta| meta.len());
@@ -206,42 +205,84 @@ impl Keeper {
         if let Some(db) = old {
             db.abandon();
         }
-        let result = written
-            .map_err(|error| error.to_string())
-            .and_then(|rescued| {
-                let (path, aside) = rescue::put_in_place(rescued, &self.home, &self.watch, reason);
-                let (db, watch) = rescue::reopen(&path)?;
-                Ok((path, aside, db, watch))
-            });
-        match result {
-            Ok((path, aside, db, watch)) => {
-                *self.shared.db.lock() = Some(db);
-                self.watch = watch;
-                self.told = None;
-                self.shared.errors.store(false, Ordering::Release);
-                rescue::report(reason, &self.home, &path, &aside);
-                true
-            }
-            Err(error) => {
-                self.shared.errors.store(true, Ordering::Release);
-                self.lost = Some(reason.clone());
-                let home = self.home.display();
-                log::error!(
-                    target: DOMAIN,
-                    "the files of '{home}' are lost ({reason:?}), and a new database cannot be \
-                     made beside it: {error}. No change is accepted until it can; reads go on. \
-                     Look at the file system of '{home}' (df -h, df -i, dmesg)"
-                );
-                false
-            }
+        let placed = written
+            .and_then(|rescued| rescue::put_in_place(rescued, &self.home, &self.watch, reason));
+        match placed {
+            Ok(placed) => self.go_on(reason, placed),
+            Err(error) => self.wait_for(reason, None, &error.to_string()),
         }
+    }
+
+    /// Opens the new file. True: it is used now.
+    fn go_on(&mut self, reason: &Reason, mut placed: Placed) -> bool {
+        let (db, watch) = match placed.open(reason) {
+            Ok(opened) => opened,
+            // The whole tree is in there: the next look only opens it.
+            Err(error) => return self.wait_for(reason, Some(placed), &error),
+        };
+        *self.shared.db.lock() = Some(db);
+        self.watch = watch;
+        self.told = None;
+        self.shared.errors.store(false, Ordering::Release);
+        rescue::report(reason, &self.home, placed.path(), &placed.aside);
+        true
+    }
+
+    fn wait_for(&mut self, reason: &Reason, placed: Option<Placed>, error: &str) -> bool {
+        self.shared.errors.store(true, Ordering::Release);
+        let home = self.home.display();
+        let cannot = match &placed {
+            Some(placed) => format!(
+                "the new database '{}' cannot be opened",
+                placed.path().display()
+            ),
+            None => "a new database cannot be made beside it".to_owned(),
+        };
+        log::error!(
+            target: DOMAIN,
+            "the files of '{home}' are lost ({reason:?}), and {cannot}: {error}. No change is \
+             accepted until it can; reads go on. Look at the file system of '{home}' (df -h, df -i, \
+             dmesg)"
+        );
+        self.lost = Some((reason.clone(), placed));
+        false
     }
 }
 
-/// Another process is in the way for a moment.
-fn is_lock(error: &rusqlite::Error) -> bool {
-    let locked = [ErrorCode::DatabaseBusy, ErrorCode::DatabaseLocked];
-    error
-        .sqlite_error_code()
-        .is_some_and(|code| locked.contains(&code))
+/// The log does not have what SQLite knows to be there.
+fn is_loss(error: &rusqlite::Error) -> bool {
+    let damaged = [ErrorCode::DatabaseCorrupt, ErrorCode::NotADatabase];
+    error.sqlite_error().is_some_and(|cause| {
+        damaged.contains(&cause.code) || cause.extended_code == ffi::SQLITE_IOERR_SHORT_READ
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_of_the_disk_is_no_loss() {
+        let is_loss = |code| is_loss(&rusqlite::Error::SqliteFailure(ffi::Error::new(code), None));
+        for loss in [
+            ffi::SQLITE_IOERR_SHORT_READ,
+            ffi::SQLITE_CORRUPT,
+            ffi::SQLITE_NOTADB,
+        ] {
+            assert!(is_loss(loss), "{loss}");
+        }
+        for other in [
+            ffi::SQLITE_FULL,
+            ffi::SQLITE_IOERR_WRITE,
+            ffi::SQLITE_IOERR_READ,
+            ffi::SQLITE_IOERR_FSYNC,
+            ffi::SQLITE_BUSY,
+            ffi::SQLITE_LOCKED,
+            ffi::SQLITE_READONLY,
+            ffi::SQLITE_CANTOPEN,
+            ffi::SQLITE_NOMEM,
+        ] {
+            assert!(!is_loss(other), "{other}");
+        }
+    }
 }

@@ -16,6 +16,7 @@ mod db;
 mod format;
 mod import;
 mod keeper;
+mod names;
 mod open;
 mod queue;
 mod rescue;

@@ -12,6 +12,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags};
 use super::check::{self, Empty};
 use super::commit::{Write, Writer};
 use super::format::beside;
+use super::names::{free_name, resolved};
 use super::rows::{SELECT, load_row};
 use super::{CREATE_TABLE, DOMAIN};
 use crate::clock::uptime;
@@ -62,6 +63,16 @@ pub enum OpenError {
     },
     #[error("'{log}' is not the log of this database: {why}")]
     ForeignLog { log: String, why: String },
+    #[error(
+        "there is nothing in '{path}', but pmxcfs went on with '{}' in its place", .rescued.display()
+    )]
+    Unnamed {
+        path: String,
+        /// The newest such file.
+        rescued: PathBuf,
+        /// What has to be renamed to what, so that it is used.
+        moves: Vec<(PathBuf, PathBuf)>,
+    },
     #[error("the database is damaged: {0}")]
     Damaged(String),
     #[error(transparent)]
@@ -102,9 +113,19 @@ impl OpenError {
             ),
             OpenError::ForeignLog { log, .. } => format!(
                 "nothing was changed. With pmxcfs stopped, either use '{db}' without that log: \
-                 mv '{log}' '{log}.other'; or move '{db}' away, put the database that the log \
-                 belongs to in its place, and leave the log. Then start again"
+                 mv -n '{log}' '{}'; or move '{db}' away, put the database that the log \
+                 belongs to in its place, and leave the log. Then start again",
+                free_name(&beside(Path::new(log), ".other")).display()
             ),
+            OpenError::Unnamed { moves, .. } => {
+                let moves = moves.iter();
+                let moves = moves.map(|(a, b)| format!("mv -n '{}' '{}'", a.display(), b.display()));
+                format!(
+                    "nothing was changed. To go on with that file: {}; or, to begin with a new \
+                     database, move all '{db}.rescued-*' to another directory. Then start again",
+                    moves.collect::<Vec<_>>().join("; ")
+                )
+            }
             OpenError::Sqlite { .. } | OpenError::Damaged(_) => salvage_or_backup(path),
             OpenError::Load(error) => error.way_out(&db.to_string()),
         }
@@ -163,6 +184,7 @@ impl Store {
     /// # Errors
     /// [`OpenError`]; the file is unchanged then, but for its mode (0600) and journal mode.
     pub fn open(path: &Path, now: u32) -> Result<(Store, Loaded), OpenError> {
+        let path = &*resolved(path);
         let opened = Store::open_quietly(path, now);
         match &opened {
             Ok((_, loaded)) => {
@@ -189,6 +211,14 @@ impl Store {
                 path,
                 io::Error::other("something else is there"),
             ));
+        }
+        if let Some(found) = check::unnamed(path) {
+            let path = path.display().to_string();
+            return Err(OpenError::Unnamed {
+                path,
+                rescued: found.file,
+                moves: found.moves,
+            });
         }
         let empty = check::empty(path, now).map_err(|error| cannot_create(path, error))?;
         let found = check::examine(path);
@@ -360,11 +390,9 @@ fn warn_of_empty(path: &Path, empty: &Empty) {
     );
 }
 
-/// Opens and prepares a connection for writing.
+/// Opens and prepares a connection for writing. The file is there: SQLite never makes it.
 pub(super) fn connect(path: &Path) -> Result<Connection, OpenError> {
-    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
-        | OpenFlags::SQLITE_OPEN_CREATE
-        | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let conn = Connection::open_with_flags(path, flags).map_err(sqlite("unable to open"))?;
     prepare(&conn)?;
     Ok(conn)

@@ -446,7 +446,7 @@ impl StoreHandle {
         self.0.work.notify_one();
         while (queue.turn != Turn::Free || !queue.waiting.is_empty())
             && !queue.ended
-            && !self.has_failed()
+            && !self.0.errors.load(Ordering::Acquire)
         {
             self.0.quiet.wait(&mut queue);
         }
@@ -454,7 +454,7 @@ impl StoreHandle {
 
     /// Writes what waits, closes the database (which removes its log) and ends the thread. True if
     /// that was done within `limit`; if not, it goes on in the background, and everything
-    /// acknowledged is in the log already.
+    /// acknowledged is in the log already, unless that was lost.
     pub fn shutdown(&self, limit: Duration) -> bool {
         let end = Instant::now() + limit;
         let mut queue = self.0.queue.lock();
@@ -494,9 +494,5 @@ impl StoreHandle {
     pub fn set_source(&self, source: impl Fn() -> Vec<LoadRow> + Send + Sync + 'static) {
         // A second source is a bug of the caller, but none that needs an answer.
         let _ = self.0.source.set(Box::new(source));
-    }
-
-    fn has_failed(&self) -> bool {
-        self.0.errors.load(Ordering::Acquire)
     }
 }

@@ -17,6 +17,7 @@ use self::mend::{Mended, RULES, mend};
 use super::check::read_log;
 use super::copy::write_new;
 use super::format::{Pages, belongs, beside};
+use super::names::{SUFFIXES, free_name, resolved};
 use crate::memdb::{Inode, ROOT_INODE, Tree};
 
 /// Why there is no new database.
@@ -45,7 +46,8 @@ pub enum SalvageError {
 /// [`SalvageError`]; there is no new file then, and the old ones are as they were.
 pub fn salvage(old: &Path, new: &Path, out: &mut dyn Write) -> Result<(), SalvageError> {
     let _locks = locks(old, new)?;
-    for suffix in ["", "-wal", "-shm", "-journal"] {
+    let old = &*resolved(old);
+    for suffix in SUFFIXES {
         let file = beside(new, suffix);
         if file.symlink_metadata().is_ok() {
             return Err(SalvageError::Exists(file));
@@ -175,10 +177,11 @@ fn report_end(
         mended.changes.len(),
         mended.left_out.len()
     )?;
-    for suffix in ["", "-wal", "-shm", "-journal"] {
+    let damaged = free_name(&beside(old, ".damaged"));
+    for suffix in SUFFIXES {
         let file = beside(old, suffix);
         if file.exists() {
-            let aside = beside(old, &format!(".damaged{suffix}"));
+            let aside = beside(&damaged, suffix);
             writeln!(out, "  mv -n '{}' '{}'", file.display(), aside.display())?;
         }
     }

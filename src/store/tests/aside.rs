@@ -112,3 +112,44 @@ fn what_is_shared_is_remembered_until_it_is_removed() {
     std::fs::write(dir.path().join("config.db.shared"), "12 x").unwrap();
     assert_eq!(read_base(&database), None);
 }
+
+/// What the base was kept for is on the disk before the base is gone: seen from outside.
+#[test]
+fn the_log_is_synced_before_the_base_is_removed() {
+    const TEST: &str = "aside::the_log_is_synced_before_the_base_is_removed";
+    if let Some(dir) = child_dir() {
+        let (store, loaded) = Store::open(&dir.join("config.db"), 1000).unwrap();
+        let mut lab = Lab {
+            dir: tempfile::tempdir().unwrap(),
+            tree: loaded.tree,
+            store: store.spawn().unwrap(),
+        };
+        lab.put("file", b"x");
+        lab.store.flush();
+        write_base(&dir.join("config.db"), lab.tree.root_row()).unwrap();
+        std::fs::write(dir.join("begin"), "").unwrap();
+        remove_base(&dir.join("config.db")).unwrap();
+        std::fs::write(dir.join("end"), "").unwrap();
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let trace = dir.path().join("trace");
+    let home = dir.path().join("home");
+    std::fs::create_dir(&home).unwrap();
+    let wrap = format!(
+        "exec strace -f -qq -y -e trace=openat,fsync,unlink -o '{}' \"$@\"",
+        trace.display()
+    );
+    assert!(child(TEST, &home, &wrap).status().unwrap().success());
+    let trace = std::fs::read_to_string(&trace).unwrap();
+    let words: Vec<_> = trace.split(' ').filter(|word| !word.is_empty()).collect();
+    let trace = words.join(" ");
+    let start = trace.find("/begin\"").unwrap();
+    let part = &trace[start..start + trace[start..].find("/end\"").unwrap()];
+    let log = part.find("config.db-wal>) = 0").expect(part);
+    let gone = part.find("config.db.shared\") = 0").expect(part);
+    let after = part.rfind("home>) = 0").expect(part);
+    assert!(log < gone && gone < after, "{part}");
+    // Closing it would drop SQLite's locks.
+    assert!(!part.contains("config.db\""), "{part}");
+}

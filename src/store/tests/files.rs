@@ -83,7 +83,7 @@ fn the_log_of_another_time_is_refused() {
 
         // The way out that is printed, as it stands.
         let way_out = error.way_out(&db);
-        let command = &way_out[way_out.find("mv '").unwrap()..way_out.find("; or").unwrap()];
+        let command = &way_out[way_out.find("mv -n '").unwrap()..way_out.find("; or").unwrap()];
         let sh = Command::new("sh").args(["-ec", command]).status();
         assert!(sh.unwrap().success(), "{command}");
         assert!(dir.path().join("config.db-wal.other").exists());

@@ -8,6 +8,7 @@ mod golden;
 mod import;
 mod inline;
 mod open;
+mod rescue;
 mod salvage;
 mod sync;
 mod trouble;

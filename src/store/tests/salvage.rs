@@ -211,3 +211,25 @@ fn it_touches_nothing_that_is_there_and_no_database_in_use() {
     drop(lock);
     run(&db).unwrap();
 }
+
+/// The commands that are printed, carried out twice: the second time no name is taken.
+#[test]
+fn the_new_file_can_be_put_in_place_again_and_again() {
+    let (dir, db) = copy("small.db");
+    let golden = fs::read(&db).unwrap();
+    for damaged in ["config.db.damaged", "config.db.damaged-2"] {
+        fs::write(&db, &golden).unwrap();
+        let (new, told) = run(&db).unwrap();
+        let content = fs::read(&new).unwrap();
+        let commands = told.lines().filter(|line| line.starts_with("  mv -n "));
+        let commands: Vec<_> = commands.collect();
+        let sh = Command::new("sh")
+            .args(["-ec", &commands.join("\n")])
+            .status();
+        assert!(sh.unwrap().success());
+        assert!(fs::read(&db).unwrap() == content && !new.exists(), "{told}");
+        let name = db.file_name().unwrap().to_str().unwrap();
+        let aside = dir.path().join(damaged.replace("config.db", name));
+        assert!(fs::read(aside).unwrap() == golden, "{told}");
+    }
+}
