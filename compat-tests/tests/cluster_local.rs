@@ -91,8 +91,9 @@ fn a_node_comes_back_from_local_mode(who: &Assignment) {
 
     // Nobody moves: the local changes win, also over C nodes.
     in_local_mode(&mut cluster, |_| {});
-    cluster.wait_online();
+    // In this order: the other would make a change.
     cluster.equal(SOON);
+    cluster.wait_online();
     let tree = cluster.same_trees(VISIBLE);
     assert_eq!(tree["local1"].3, b"local 1", "{}", who.name);
     assert_eq!(tree["more"].3, b"more", "{}", who.name);
