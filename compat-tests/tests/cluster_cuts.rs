@@ -120,7 +120,10 @@ fn cut(cluster: &Cluster, n: usize, kind: Cut) -> Vec<String> {
         version(other)
     ));
     assert!(took > cluster.write_timeout, "noticed in time: {took:?}");
-    assert!(written.len() > WRITERS, "hardly anything was written");
+    assert!(
+        !written.is_empty(),
+        "nothing was acknowledged before the cut"
+    );
     written.push(made);
     for j in others {
         node.sh(&format!("ip neigh del {} dev eth0", address(j)));
