@@ -123,7 +123,8 @@ impl Notifier {
 
     /// A change that did not come through this mount: the kernel forgets what it changed. When
     /// this returns, every new open, stat or listing sees the change (a name within a second, with
-    /// [`NameCache::Lifetime`]).
+    /// [`NameCache::Lifetime`]). Nothing is sent of what the kernel does not hold; look-ups answered
+    /// before the change count as held.
     pub fn invalidate(&self, change: &Change) {
         let renamed = change.changes_names();
         let dirs = if renamed {
@@ -144,13 +145,6 @@ impl Notifier {
         if !outdated.is_empty() && self.names == NameCache::Epoch {
             self.kernel.inval_names();
         }
-    }
-
-    /// Does the kernel hold anything that [`Notifier::invalidate`] would have it forget? Look-ups
-    /// answered before the change are counted; later ones are answered with the change.
-    pub fn concerns(&self, change: &Change) -> bool {
-        self.inodes.lock().held(change.inode).is_some()
-            || (change.changes_names() && !self.dirs(change).is_empty())
     }
 
     /// A change that came through this mount: returns when the process that made it has brought it
@@ -228,10 +222,6 @@ impl Notifier {
 }
 
 impl crate::replica::Barrier for Notifier {
-    fn concerns(&self, change: &Change) -> bool {
-        Notifier::concerns(self, change)
-    }
-
     fn settle(&self, change: &Change) {
         Notifier::settle(self, change);
     }
@@ -306,7 +296,6 @@ mod tests {
         /// What the kernel is told of a foreign change.
         fn told(&self, op: Op) -> Vec<String> {
             let change = self.apply(op);
-            assert!(self.notifier.concerns(&change));
             self.notifier.invalidate(&change);
             self.notes()
         }
@@ -378,21 +367,23 @@ mod tests {
     fn nothing_is_forgotten_of_what_the_kernel_does_not_hold() {
         let fixture = Fixture::new(NameCache::Epoch);
         let unknown = fixture.apply(Op::Create { path: path("d/g") });
-        assert!(!fixture.notifier.concerns(&unknown));
         fixture.notifier.invalidate(&unknown);
         assert_eq!(fixture.notes(), [""; 0]);
         // The directory is enough: it may be known that the name does not exist.
         fixture.inodes.lock().refer(2);
         let removed = fixture.apply(Op::Delete { path: path("d/g") });
-        assert!(fixture.notifier.concerns(&removed));
+        fixture.notifier.invalidate(&removed);
+        assert_eq!(fixture.notes(), ["attr 2", "names"]);
         fixture.inodes.lock().forget(2, 1);
-        assert!(!fixture.notifier.concerns(&removed));
+        fixture.notifier.invalidate(&removed);
+        assert_eq!(fixture.notes(), [""; 0]);
         // And so is the file, open since before.
         fixture.inodes.lock().refer(3);
         assert_eq!(fixture.told(write("d/f")), ["attr 3", "names"]);
         // The root is always there.
         let in_root = fixture.apply(Op::Create { path: path("r") });
-        assert!(fixture.notifier.concerns(&in_root));
+        fixture.notifier.invalidate(&in_root);
+        assert_eq!(fixture.notes(), ["attr 1", "names"]);
     }
 
     #[test]

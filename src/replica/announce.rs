@@ -26,9 +26,6 @@ pub const PATIENCE: Duration = Duration::from_millis(100);
 /// Makes changes visible through the mount. Nothing here waits for a request that this process has to
 /// answer.
 pub trait Barrier: Send + Sync {
-    /// May the kernel know anything that `change`, which is in the tree, has made wrong?
-    fn concerns(&self, change: &Change) -> bool;
-
     /// A change that came through the mount and was answered before: returns when the kernel has
     /// finished the operation, after a quarter of a second at the latest.
     fn settle(&self, change: &Change);
@@ -198,7 +195,7 @@ impl Announcer {
     /// in turn.
     pub fn forget(&self, change: &Change) {
         let barrier = self.shared.barrier.lock().clone();
-        if let Some(barrier) = barrier.filter(|barrier| barrier.concerns(change)) {
+        if let Some(barrier) = barrier {
             barrier.invalidate(change);
         }
     }

@@ -26,9 +26,6 @@ impl Kernel {
 }
 
 impl Barrier for Kernel {
-    fn concerns(&self, _: &Change) -> bool {
-        true
-    }
     fn settle(&self, change: &Change) {
         self.tell("settle", change);
     }

@@ -12,10 +12,6 @@ struct Gate {
 }
 
 impl Barrier for Gate {
-    fn concerns(&self, _: &Change) -> bool {
-        true
-    }
-
     fn settle(&self, _: &Change) {
         let _ = self.open.lock().recv();
     }
